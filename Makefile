@@ -1,0 +1,44 @@
+# `make demo` and `make test` work from a clean clone: they create .venv themselves.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PATHS := src tests examples setup.py
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint fmt type slow clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: $(INSTALLED)  ## fetch a small model, compile it, and let it answer a question
+	$(BIN)/python examples/demo.py
+
+test: lint type  ## lint, check types and run all tests but the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: $(INSTALLED)  ## run the slow tests
+	$(BIN)/python -m pytest -m slow
+
+lint: $(INSTALLED)  ## check style and format
+	$(BIN)/ruff check $(PATHS)
+	$(BIN)/ruff format --check $(PATHS)
+
+fmt: $(INSTALLED)  ## format, and fix what can be fixed
+	$(BIN)/ruff format $(PATHS)
+	$(BIN)/ruff check --fix $(PATHS)
+
+type: $(INSTALLED)  ## check types
+	$(BIN)/mypy
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) .demo build .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+
+# torch comes first: the rest then keeps the build that is already there.
+$(INSTALLED): setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --editable '.[test]'
+	touch $@

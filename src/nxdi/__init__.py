@@ -1,0 +1,56 @@
+"""Inference for large language models as static graphs, for AWS Trainium/Inferentia and any CPU.
+
+The public names are imported on first use: `import nxdi` alone does not load torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from nxdi._version import __version__
+from nxdi.errors import (
+    ArtifactError,
+    BucketError,
+    ConfigError,
+    NxdiError,
+    ShapeError,
+    UnsupportedError,
+    WeightError,
+)
+
+if TYPE_CHECKING:
+    from nxdi.config import InferenceConfig, NeuronConfig, OnDeviceSamplingConfig
+    from nxdi.models.auto import AutoModelForCausalLM
+
+__all__ = [
+    "ArtifactError",
+    "AutoModelForCausalLM",
+    "BucketError",
+    "ConfigError",
+    "InferenceConfig",
+    "NeuronConfig",
+    "NxdiError",
+    "OnDeviceSamplingConfig",
+    "ShapeError",
+    "UnsupportedError",
+    "WeightError",
+    "__version__",
+]
+
+_LAZY_HOMES = {
+    "AutoModelForCausalLM": "nxdi.models.auto",
+    "InferenceConfig": "nxdi.config",
+    "NeuronConfig": "nxdi.config",
+    "OnDeviceSamplingConfig": "nxdi.config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY_HOMES:
+        return getattr(import_module(_LAZY_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

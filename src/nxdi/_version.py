@@ -1,0 +1,3 @@
+"""The library's version; setup.py reads it from here."""
+
+__version__ = "0.1.0"

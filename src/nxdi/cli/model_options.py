@@ -1,0 +1,117 @@
+"""The options that say which model to run and how, common to all subcommands that load one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nxdi.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DEFAULT_SEQ_LEN = 1024  # tokens
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add MODEL and every option that reaches `NeuronConfig`."""
+    parser.add_argument("model", metavar="MODEL", type=Path, help="local Hugging Face model folder")
+    group = parser.add_argument_group("model options")
+    group.add_argument(
+        "--seq-len",
+        type=int,
+        default=DEFAULT_SEQ_LEN,
+        metavar="N",
+        help="tokens of prompt and answer together (default: %(default)s)",
+    )
+    group.add_argument("--max-context-length", type=int, metavar="N", help="longest prompt, tokens")
+    group.add_argument("--batch-size", type=int, metavar="N", help="rows of a batch (default: 1)")
+    group.add_argument("--tp-degree", type=int, metavar="N", help="tensor-parallel ranks")
+    group.add_argument("--dtype", dest="torch_dtype", metavar="NAME", help="dtype of the weights")
+    group.add_argument("--backend", metavar="NAME", help="where it runs (default: auto)")
+    group.add_argument(
+        "--option",
+        type=_parse_option,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other NeuronConfig option; VALUE is JSON or plain text; may be repeated",
+    )
+
+
+def add_artifact_option(parser: argparse.ArgumentParser) -> None:
+    """Add the folder to load compiled graphs from."""
+    parser.add_argument(
+        "--artifact-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder `nxdi compile` wrote (default: the cache; graphs are compiled if absent)",
+    )
+
+
+def config_keywords(args: argparse.Namespace) -> dict[str, Any]:
+    """The NeuronConfig keywords that the command line sets.
+
+    Raises: ConfigError if one is set twice.
+    """
+    names = ("seq_len", "max_context_length", "batch_size", "tp_degree", "torch_dtype", "backend")
+    keywords = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    for name, value in args.option:
+        own = "dtype" if name == "torch_dtype" else name.replace("_", "-")
+        if name in names:
+            raise ConfigError(f"--option {name} has an option of its own; use --{own}")
+        if name in keywords:
+            raise ConfigError(f"--option {name} is given twice; keep one")
+        keywords[name] = value
+    return keywords
+
+
+def load_model(args: argparse.Namespace, artifact_dir: Path | None) -> Any:
+    """Compile the model or find its graphs in `artifact_dir` (None: in the cache), and load it.
+
+    Raises: ConfigError if there is no such model folder; whatever compiling and loading raise.
+    """
+    check_model_folder(args.model)
+    keywords = config_keywords(args)
+
+    from nxdi import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(args.model, artifact_dir=artifact_dir, **keywords)
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raises: ConfigError unless `folder` is a Hugging Face model folder."""
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{folder} is no model folder: it has no config.json; give a local one")
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder; code in the folder is never run.
+
+    Raises: ConfigError if there is none that can be loaded.
+    """
+    check_model_folder(folder)
+
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{folder}: its tokenizer cannot be loaded ({error}); add its files"
+        ) from error
+    return tokenizer
+
+
+def _parse_option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name.isidentifier() and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

@@ -1,0 +1,23 @@
+"""How a model is described and run: options, Hugging Face attributes, and their JSON form."""
+
+from __future__ import annotations
+
+from nxdi.config.from_hf import load_pretrained_config, to_pretrained_config
+from nxdi.config.inference import InferenceConfig
+from nxdi.config.keywords import to_torch_dtype
+from nxdi.config.legacy import OPTIONS, Option, Status, no_op_options
+from nxdi.config.neuron import NeuronConfig
+from nxdi.config.sampling import OnDeviceSamplingConfig
+
+__all__ = [
+    "OPTIONS",
+    "InferenceConfig",
+    "NeuronConfig",
+    "OnDeviceSamplingConfig",
+    "Option",
+    "Status",
+    "load_pretrained_config",
+    "no_op_options",
+    "to_pretrained_config",
+    "to_torch_dtype",
+]

@@ -1,0 +1,153 @@
+"""Configs as JSON: dtypes and classes by name, nothing executed on reading."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import math
+import sys
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from nxdi.config.keywords import KeywordConfig, check_known
+from nxdi.errors import ConfigError
+
+CONFIG_FILE = "neuron_config.json"
+
+_CLASS = {"__module__", "__name__"}
+_OWN_CODE = ("nxdi.models.", "nxdi.modules.")
+_NAMESPACE, _PAIRS, _FLOAT = "__namespace__", "__pairs__", "__float__"
+
+
+def to_json_string(attributes: dict[str, Any]) -> str:
+    """Attributes as sorted JSON.
+
+    Raises: ConfigError naming a value that has no JSON form, such as a function or a tensor.
+    """
+    return json.dumps(encode(attributes), indent=2, sort_keys=True, allow_nan=False)
+
+
+def encode(value: Any, name: str = "config") -> Any:
+    """A value as JSON data; private attributes of objects are left out. `name` is for errors."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {_FLOAT: str(value)}
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    if isinstance(value, type):
+        return {"__module__": value.__module__, "__name__": value.__qualname__}
+    if isinstance(value, (list, tuple)):
+        return [encode(item, f"{name}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, dict):
+        return _encode_dict(value, name)
+    if isinstance(value, SimpleNamespace):
+        return {_NAMESPACE: _encode_dict(public(value), name)}
+    if isinstance(value, KeywordConfig):
+        return _encode_dict(public(value), name)
+    raise ConfigError(
+        f"{name}={value!r} cannot be saved as JSON; use plain values, or a name starting with "
+        "an underscore, which is not saved"
+    )
+
+
+def _encode_dict(value: dict[Any, Any], name: str) -> dict[str, Any]:
+    if all(isinstance(key, str) for key in value):
+        return {key: encode(item, f"{name}.{key}") for key, item in value.items()}
+    return {_PAIRS: [[encode(k), encode(v, f"{name}[{k!r}]")] for k, v in value.items()]}
+
+
+def public(obj: object) -> dict[str, Any]:
+    """The attributes of an object whose names do not start with an underscore."""
+    return {name: value for name, value in vars(obj).items() if not name.startswith("_")}
+
+
+def decode(value: Any) -> Any:
+    """The inverse of `encode`, except that dtypes stay names and tuples come back as lists.
+
+    Raises: ConfigError for a damaged value or a class that cannot be found.
+    """
+    try:
+        return _decode(value)
+    except ConfigError:
+        raise
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"the saved value {value!r} is damaged: {error}; restore it") from error
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == _CLASS:
+        return _find_class(value["__module__"], value["__name__"])
+    if value.keys() == {_FLOAT}:
+        return float(value[_FLOAT])
+    if value.keys() == {_NAMESPACE}:
+        return SimpleNamespace(**_decode(value[_NAMESPACE]))
+    if value.keys() == {_PAIRS}:
+        return {key: _decode(item) for key, item in value[_PAIRS]}
+    return {key: _decode(item) for key, item in value.items()}
+
+
+def _find_class(module_name: str, name: str) -> type:
+    """A class by name, without importing any but our own model code: a file is only data."""
+    if module_name.startswith(_OWN_CODE) and module_name not in sys.modules:
+        try:
+            importlib.import_module(module_name)
+        except ImportError as error:
+            raise ConfigError(f"no module {module_name!r} for the class {name!r}") from error
+    if module_name not in sys.modules:
+        raise ConfigError(
+            f"the class {module_name}.{name} is not loaded; import {module_name} before reading "
+            "this config"
+        )
+    found: Any = sys.modules[module_name]
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not isinstance(found, type):
+        raise ConfigError(f"{module_name} has no class {name!r}; define it at module level")
+    return found
+
+
+def parse(text: str, source: str) -> dict[str, Any]:
+    """Read a JSON object; `source` names it in errors.
+
+    Raises: ConfigError if the text is not JSON, or is not an object.
+    """
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{source} is not valid JSON ({error}); restore it") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source} holds a {type(data).__name__}, not an object; restore it")
+    return data
+
+
+def read_text(path: Path) -> str:
+    """The text of a config file. Raises: ConfigError if it is missing or is not UTF-8 text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}; check the folder") from error
+
+
+def make_config(cls: type[KeywordConfig], data: dict[str, Any]) -> KeywordConfig:
+    """Rebuild a config from its JSON data.
+
+    A subclass may set attributes in its own `__init__` that it does not take as keywords; those
+    are set after construction.
+    """
+    keywords = {f.name for f in fields(cls)} | inspect.signature(cls).parameters.keys()
+    config = cls(**{name: decode(value) for name, value in data.items() if name in keywords})
+    check_known(cls.__name__, data, {*keywords, *vars(config)})
+    for name in data.keys() - keywords:
+        if encode(getattr(config, name)) != data[name]:
+            setattr(config, name, decode(data[name]))
+    return config

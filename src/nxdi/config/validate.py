@@ -1,0 +1,142 @@
+"""Rules for the values of a NeuronConfig."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nxdi.config.sampling import OnDeviceSamplingConfig
+from nxdi.errors import ConfigError, UnsupportedError
+
+if TYPE_CHECKING:
+    from nxdi.config.neuron import NeuronConfig
+
+BACKENDS = ("auto", "cpu", "eager")
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+_AT_LEAST_ONE = (
+    "seq_len",
+    "max_context_length",
+    "max_length",
+    "n_active_tokens",
+    "n_positions",
+    "batch_size",
+    "max_batch_size",
+    "ctx_batch_size",
+    "tkg_batch_size",
+    "kv_cache_batch_size",
+    "tp_degree",
+    "logical_nc_config",
+)
+
+
+def validate(config: NeuronConfig) -> None:
+    """Check every rule that takes more than one option, or a range of values.
+
+    Raises: ConfigError, or UnsupportedError for a backend or dtype that is not built.
+    """
+    _validate_choices(config)
+    for name in _AT_LEAST_ONE:
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name}={getattr(config, name)} must be at least 1")
+    _validate_lengths(config)
+    _validate_batches(config)
+    _validate_buckets(config)
+
+
+def check_weight_dtype(dtype: torch.dtype) -> None:
+    """Raise UnsupportedError unless weights may have this dtype."""
+    if dtype not in WEIGHT_DTYPES:
+        raise UnsupportedError(
+            f"torch_dtype={dtype} is not supported; "
+            "use torch.float32, torch.bfloat16 or torch.float16"
+        )
+
+
+def _validate_choices(config: NeuronConfig) -> None:
+    if config.backend == "neuron":
+        raise UnsupportedError(
+            "backend='neuron' is not part of this release; use 'auto', 'cpu' or 'eager'"
+        )
+    _check_choice("backend", config.backend, BACKENDS)
+    _check_choice("padding_side", config.padding_side, ("right", "left"))
+    check_weight_dtype(config.torch_dtype)
+    sampling = config.on_device_sampling_config
+    if not isinstance(sampling, (OnDeviceSamplingConfig, type(None))):
+        raise ConfigError(
+            f"on_device_sampling_config={sampling!r} must be an OnDeviceSamplingConfig, a dict of "
+            "its options, or None"
+        )
+    older = config.logical_neuron_cores
+    if older is not None and older != config.logical_nc_config:
+        raise ConfigError(
+            f"logical_neuron_cores={older} contradicts logical_nc_config="
+            f"{config.logical_nc_config}; give only logical_nc_config"
+        )
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
+
+
+def _validate_lengths(config: NeuronConfig) -> None:
+    if config.max_context_length > config.max_length:
+        raise ConfigError(
+            f"max_context_length={config.max_context_length} is more than max_length="
+            f"{config.max_length}; raise max_length (or seq_len) or lower max_context_length"
+        )
+    if config.max_new_tokens is not None and not 1 <= config.max_new_tokens <= config.max_length:
+        raise ConfigError(
+            f"max_new_tokens={config.max_new_tokens} is not between 1 and max_length="
+            f"{config.max_length}; raise max_length or change max_new_tokens"
+        )
+
+
+def _validate_batches(config: NeuronConfig) -> None:
+    for name in ("batch_size", "ctx_batch_size", "tkg_batch_size"):
+        if getattr(config, name) > config.max_batch_size:
+            raise ConfigError(
+                f"{name}={getattr(config, name)} is more than max_batch_size="
+                f"{config.max_batch_size}; raise max_batch_size"
+            )
+    if config.kv_cache_batch_size != config.max_batch_size:
+        raise ConfigError(
+            f"kv_cache_batch_size={config.kv_cache_batch_size} differs from max_batch_size="
+            f"{config.max_batch_size}; the cache has one row per row of the batch: give only "
+            "max_batch_size"
+        )
+
+
+def _validate_buckets(config: NeuronConfig) -> None:
+    """Check the two ladders of lengths and the ladder of decode batches."""
+    ladders = {
+        "context_encoding_buckets": "max_context_length",
+        "token_generation_buckets": "max_length",
+        "token_generation_batches": "tkg_batch_size",
+    }
+    for name, limit in ladders.items():
+        ladder = getattr(config, name)
+        if ladder is not None:
+            _check_ladder(name, ladder, limit, getattr(config, limit))
+    for name in ("context_encoding_buckets", "token_generation_buckets"):
+        if getattr(config, name) is not None and not config.enable_bucketing:
+            raise ConfigError(f"{name}={getattr(config, name)} needs enable_bucketing=True")
+
+
+def _check_ladder(name: str, ladder: Any, limit_name: str, limit: int) -> None:
+    if not (isinstance(ladder, list) and ladder and all(_is_positive_int(n) for n in ladder)):
+        raise ConfigError(f"{name}={ladder!r} must be a list of one or more positive integers")
+    if ladder != sorted(set(ladder)):
+        raise ConfigError(f"{name}={ladder} must ascend without repeats; use {sorted(set(ladder))}")
+    if ladder[-1] > limit:
+        raise ConfigError(
+            f"{name}={ladder} goes beyond {limit_name}={limit}; raise {limit_name} or remove "
+            "the larger entries"
+        )
+
+
+def _is_positive_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -1,0 +1,136 @@
+"""Which graphs a configuration needs, and which of them a step uses. No tensors, no tracing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nxdi.config import NeuronConfig
+from nxdi.errors import BucketError, ConfigError
+from nxdi.graph.buckets import choose_bucket, make_ladder
+from nxdi.graph.inputs import INPUT_IDS, POSITION_IDS, SAMPLING_PARAMS, SEQ_IDS, UNIFORM, InputSpec
+from nxdi.types import Phase
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One static graph.
+
+    `length` is in tokens: a prefill graph takes that many new tokens per row, a decode graph takes one and
+    attends to that many cache slots.
+    """
+
+    phase: Phase
+    batch_size: int
+    length: int
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """New tokens per row in one step."""
+        return self.length if self.phase is Phase.PREFILL else 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.phase.tag}_b{self.batch_size}_s{self.length}"
+
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {spec.name: spec.shape(self.batch_size, self.num_tokens) for spec in self.inputs}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "phase": self.phase.value, "name": self.name}
+
+
+@dataclass(frozen=True)
+class GraphPlan:
+    """All graphs of a model, in order of phase, batch and length."""
+
+    graphs: tuple[GraphSpec, ...]
+
+    def of(self, phase: Phase) -> tuple[GraphSpec, ...]:
+        return tuple(graph for graph in self.graphs if graph.phase is phase)
+
+    def max_batch(self, phase: Phase) -> int:
+        return max(graph.batch_size for graph in self.of(phase))
+
+    def max_length(self, phase: Phase) -> int:
+        return max(graph.length for graph in self.of(phase))
+
+    def choose(self, phase: Phase, num_rows: int, length: int) -> GraphSpec:
+        """Smallest batch that holds `num_rows` and, within it, smallest length that holds `length` tokens.
+
+        Raises: BucketError naming the largest graph and the option that would raise it.
+        """
+        graphs = self.of(phase)
+        batches = sorted({graph.batch_size for graph in graphs})
+        batch = choose_bucket(num_rows, batches, f"{phase.value} batch", "raise batch_size and compile again")
+        remedy = "raise max_context_length" if phase is Phase.PREFILL else "raise seq_len"
+        lengths = sorted(graph.length for graph in graphs if graph.batch_size == batch)
+        what = "prompt" if phase is Phase.PREFILL else "sequence"
+        rung = choose_bucket(length, lengths, f"{what} (tokens)", f"{remedy} and compile again")
+        return next(graph for graph in graphs if (graph.batch_size, graph.length) == (batch, rung))
+
+
+def plan_graphs(config: NeuronConfig) -> GraphPlan:
+    """The graphs that `config` asks for.
+
+    Prefill: one per prompt bucket at `ctx_batch_size`. Decode: one per batch bucket and attended length.
+    """
+    inputs, outputs = _inputs(config), _outputs(config)
+    prefill = [
+        GraphSpec(Phase.PREFILL, config.ctx_batch_size, length, inputs, outputs)
+        for length in _ladder(config, config.context_encoding_buckets, config.max_context_length)
+    ]
+    decode = [
+        GraphSpec(Phase.DECODE, batch, length, inputs, outputs)
+        for batch in _decode_batches(config)
+        for length in _ladder(config, config.token_generation_buckets, config.max_length)
+    ]
+    if config.sequence_parallel_enabled:
+        _check_sequence_parallel(config, prefill)
+    return GraphPlan(tuple(prefill + decode))
+
+
+def _ladder(config: NeuronConfig, explicit: Sequence[int] | None, longest: int) -> tuple[int, ...]:
+    if explicit:
+        return tuple(explicit)
+    return make_ladder(longest) if config.enable_bucketing else (longest,)
+
+
+def _decode_batches(config: NeuronConfig) -> list[int]:
+    """Batch buckets of decode; the full batch is always one of them."""
+    return sorted({*(config.token_generation_batches or ()), config.tkg_batch_size})
+
+
+def _inputs(config: NeuronConfig) -> tuple[InputSpec, ...]:
+    base = (INPUT_IDS, POSITION_IDS, SEQ_IDS)
+    sampling = config.on_device_sampling_config
+    if sampling is not None and (sampling.do_sample or sampling.dynamic):
+        return (*base, SAMPLING_PARAMS, UNIFORM)
+    return base
+
+
+def _outputs(config: NeuronConfig) -> tuple[str, ...]:
+    if config.on_device_sampling_config is None:
+        return ("logits",)
+    return ("tokens", "logits") if config.output_logits else ("tokens",)
+
+
+def _check_sequence_parallel(config: NeuronConfig, prefill: Sequence[GraphSpec]) -> None:
+    uneven = [graph.length for graph in prefill if graph.length % config.tp_degree]
+    if uneven:
+        raise ConfigError(
+            f"sequence_parallel_enabled needs prefill buckets divisible by tp_degree={config.tp_degree}, "
+            f"but got {uneven}; choose other context_encoding_buckets or max_context_length"
+        )
+
+
+def check_capacity(config: NeuronConfig, prompt_len: int, max_new_tokens: int) -> None:
+    """Refuse a generation that would run out of cache. Raises: BucketError before anything is computed."""
+    if prompt_len + max_new_tokens - 1 > config.max_length:
+        raise BucketError(
+            f"prompt of {prompt_len} tokens plus {max_new_tokens} new tokens is longer than seq_len={config.max_length}; "
+            f"ask for at most {config.max_length - prompt_len + 1} new tokens or raise seq_len and compile again"
+        )

@@ -1,0 +1,30 @@
+"""Typed kernel requests: what a kernel is told before it is chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from nxdi.kernels.masks import MaskPolicy
+
+
+@dataclass(frozen=True)
+class AttendCall:
+    """One attention computation with static shapes.
+
+    `aligned` promises that query i and key i are the same token and that padding is on the right, as in a prefill
+    from an empty cache: a plain causal mask over indices is then exact.
+    """
+
+    num_kv_heads: int
+    group_size: int
+    num_queries: int
+    num_keys: int
+    head_dim: int
+    dtype: torch.dtype
+    mask: MaskPolicy
+    scale: float
+    softcap: float | None
+    has_sinks: bool
+    aligned: bool

@@ -1,0 +1,1 @@
+"""Torch references: the meaning of each kernel."""

@@ -1,0 +1,1 @@
+"""Models, and the base classes they are made of."""

@@ -1,0 +1,186 @@
+"""NeuronApplicationBase: a model's life outside the graph: config, weights, compile, save, load."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import nxdi
+from nxdi import env
+from nxdi.config import InferenceConfig, NeuronConfig
+from nxdi.errors import ConfigError
+from nxdi.graph.plan import GraphPlan, plan_graphs
+from nxdi.parallel_layers.groups import SINGLE, DistributedWorld, SimulatedWorld, World
+from nxdi.parallel_layers.parallel_state import tensor_parallel
+from nxdi.runtime.artifact import Artifact
+from nxdi.runtime.backend import Program, StepModule
+from nxdi.runtime.backends.choice import make_backend
+from nxdi.runtime.checkpoint import find_checkpoint, read_checkpoint
+from nxdi.runtime.runner import Runner
+from nxdi.runtime.weights import check_weights, cut_for_rank, model_tensors
+from nxdi.types import Phase
+
+# Computed by the library itself, or derived by every model: never an error when a checkpoint brings them.
+_IGNORED_WEIGHTS = ("rank_util.rank", "rotary_emb.inv_freq")
+
+
+class NeuronApplicationBase:
+    """A model folder, its config, and after `load` the runner of its graphs.
+
+    `model_path` is a Hugging Face folder; without a config it may also be a compiled artefact, which knows its config
+    and where its weights came from.
+    """
+
+    _model_cls: Callable[[InferenceConfig], nn.Module]
+    _config_cls: type[InferenceConfig] = InferenceConfig
+    _STATE_DICT_MODEL_PREFIX = "model."
+
+    def __init__(
+        self,
+        model_path: str | PathLike[str],
+        config: InferenceConfig | None = None,
+        neuron_config: NeuronConfig | None = None,
+    ) -> None:
+        self.model_path = Path(model_path)
+        self.config = config if config is not None else self._find_config(neuron_config)
+        self.neuron_config: NeuronConfig = self.config.neuron_config
+        self.plan: GraphPlan = plan_graphs(self.neuron_config)
+        self.backend = make_backend(self.neuron_config.backend)
+        self._runner: Runner | None = None
+
+    @classmethod
+    def get_config_cls(cls) -> type[InferenceConfig]:
+        return cls._config_cls
+
+    def _find_config(self, neuron_config: NeuronConfig | None) -> InferenceConfig:
+        config_cls = self.get_config_cls()
+        if neuron_config is not None:
+            return config_cls.from_pretrained(self.model_path, neuron_config)
+        config = config_cls.load(self.model_path)
+        self.model_path = Artifact(self.model_path).weights_source()
+        return config
+
+    # Weights. The three hooks below are NxDI's; most models need none of them.
+
+    @staticmethod
+    def convert_hf_to_neuron_state_dict(state_dict: dict[str, Tensor], config: InferenceConfig) -> dict[str, Tensor]:
+        """Rename or reshape the tensors of a full checkpoint to those of the model."""
+        return state_dict
+
+    @staticmethod
+    def update_state_dict_for_tied_weights(state_dict: dict[str, Tensor]) -> None:
+        """Give lm_head the embedding's tensor, for models that tie them."""
+        state_dict["lm_head.weight"] = state_dict["embed_tokens.weight"]
+
+    def get_state_dict(self) -> dict[str, Tensor]:
+        """The full checkpoint under the model's own names, memory-mapped."""
+        prefix = self._STATE_DICT_MODEL_PREFIX
+        state = {name.removeprefix(prefix): tensor for name, tensor in read_checkpoint(self.model_path).items()}
+        state = self.convert_hf_to_neuron_state_dict(state, self.config)
+        if getattr(self.config, "tie_word_embeddings", False) and "embed_tokens.weight" in state:
+            self.update_state_dict_for_tied_weights(state)
+        return {name: tensor for name, tensor in state.items() if not name.endswith(_IGNORED_WEIGHTS)}
+
+    def rank_weights(self, ranks: tuple[int, ...]) -> list[dict[str, Tensor]]:
+        """The weights of the given ranks. Raises: WeightError listing everything that does not fit."""
+        wanted = model_tensors(self.build(Phase.DECODE))
+        full = self.get_state_dict()
+        check_weights(wanted, full)
+        return [cut_for_rank(wanted, full, rank) for rank in ranks]
+
+    # Building.
+
+    def build(self, phase: Phase) -> nn.Module:
+        """The module of one phase with one rank's shapes, on the meta device: it costs no memory."""
+        with torch.device("meta"), tensor_parallel(self.neuron_config.tp_degree):
+            return type(self)._model_cls(self._config_for(phase)).eval()
+
+    def _config_for(self, phase: Phase) -> InferenceConfig:
+        """Sequence parallelism is for many tokens at once: decode graphs do without."""
+        config = copy.copy(self.config)
+        config.neuron_config = copy.copy(self.neuron_config)
+        if phase is Phase.DECODE:
+            config.neuron_config.sequence_parallel_enabled = False
+        return config
+
+    def program(self) -> Program:
+        """What a backend needs to know of this model."""
+
+        def build(phase: Phase) -> StepModule:
+            return self.build(phase)  # type: ignore[return-value]  # NeuronBaseModel has that form
+
+        return Program(build, self.plan, self.neuron_config.compute_dtype)
+
+    # Compile and load.
+
+    def compile(self, compiled_model_path: str | PathLike[str], progress: bool | None = None) -> None:
+        """Compile every planned graph and write the artefact; an artefact that was there is replaced as a whole.
+
+        progress: show a progress bar (default: on a terminal).
+        Raises: WeightError if the checkpoint does not fit; ArtifactError on a disk error.
+        """
+        check_weights(model_tensors(self.build(Phase.DECODE)), self.get_state_dict())
+        artifact = Artifact(Path(compiled_model_path))
+        self._world().once(lambda: artifact.write(self, progress))
+
+    def load(self, compiled_model_path: str | PathLike[str], skip_warmup: bool | None = None) -> None:
+        """Load the graphs and weights of an artefact made by `compile`.
+
+        Raises: ArtifactError if it is damaged or was built for something else, with the difference.
+        """
+        world = self._world()
+        executables = Artifact(Path(compiled_model_path)).load(self, world.local_ranks)
+        runner = Runner(self.plan, world, executables)
+        skip = self.neuron_config.skip_warmup if skip_warmup is None else skip_warmup
+        if not skip:
+            runner.warm_up()
+        self._runner = runner
+
+    @property
+    def runner(self) -> Runner:
+        """Raises: ConfigError before `load`."""
+        if self._runner is None:
+            raise ConfigError("the model is not loaded; call model.compile(path) once, then model.load(path)")
+        return self._runner
+
+    @property
+    def stores_weights(self) -> bool:
+        """Whether the artefact carries each rank's weights."""
+        return self.neuron_config.save_sharded_checkpoint
+
+    @property
+    def num_ranks(self) -> int:
+        return self.neuron_config.tp_degree
+
+    def checkpoint_files(self) -> list[Path]:
+        return find_checkpoint(self.model_path)
+
+    def _world(self) -> World:
+        """One rank here, one per torchrun process, or simulated ranks in this process."""
+        tp_degree = self.neuron_config.tp_degree
+        torchrun = env.torchrun_world()
+        if torchrun is not None and torchrun[1] > 1:
+            if torchrun[1] != tp_degree:
+                raise ConfigError(
+                    f"torchrun started {torchrun[1]} processes for tp_degree={tp_degree}; "
+                    f"use --nproc-per-node {tp_degree}"
+                )
+            return DistributedWorld()
+        return SINGLE if tp_degree == 1 else SimulatedWorld(tp_degree)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides whether a compiled artefact serves this model."""
+        return {
+            "library_version": nxdi.__version__,
+            "torch_version": torch.__version__,
+            "platform": self.backend.platform(),
+            "backend": self.backend.name,
+            "config": json.loads(self.config.to_json_string()),
+        }

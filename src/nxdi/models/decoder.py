@@ -1,0 +1,136 @@
+"""NeuronBaseModel: the traced forward of a decoder, from token ids to logits or tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nxdi.config import InferenceConfig
+from nxdi.graph.plan import GraphSpec
+from nxdi.modules.context import StepContext
+from nxdi.modules.kvcache.spec import CacheState, KVCacheLayout
+from nxdi.modules.sampling import make_sampler
+from nxdi.modules.sequence import SequenceGather
+
+_TENSORS_PER_LAYER = len(CacheState._fields)
+
+
+class NeuronBaseModel(nn.Module):
+    """A decoder: embed, layers, norm, lm_head, sampler.
+
+    A subclass builds `embed_tokens`, `layers`, `norm` and `lm_head` in `init_model`. A layer is called as
+    `layer(x, ctx=...)` with x [B, S, hidden_size] and returns the same shape; its attention has a `cache_layout`.
+    The model is pure: caches come in as tensors and go out as new tensors.
+    """
+
+    embed_tokens: nn.Module
+    layers: nn.ModuleList
+    norm: nn.Module
+    lm_head: nn.Module
+
+    def __init__(self, config: InferenceConfig) -> None:
+        super().__init__()
+        self.config, self.neuron_config = config, config.neuron_config
+        self.setup_attr_for_model(config)
+        self.init_model(config)
+        sampling = self.neuron_config.on_device_sampling_config
+        self.sampler = None if sampling is None else make_sampler(sampling)
+        self.output_logits = sampling is None or self.neuron_config.output_logits
+        self.gather = SequenceGather(self.neuron_config.sequence_parallel_enabled)
+
+    def setup_attr_for_model(self, config: InferenceConfig) -> None:
+        """Set the attributes NxDI models set here; a port may override or extend this."""
+        neuron = config.neuron_config
+        self.on_device_sampling = neuron.on_device_sampling
+        self.tp_degree, self.max_batch_size, self.buckets = (
+            neuron.tp_degree,
+            neuron.max_batch_size,
+            neuron.buckets,
+        )
+        self.hidden_size = config.hidden_size
+        self.num_attention_heads = config.num_attention_heads
+        self.num_key_value_heads = config.num_key_value_heads
+
+    def init_model(self, config: InferenceConfig) -> None:
+        """Build the modules. Raises: TypeError unless a subclass defines it."""
+        raise TypeError(f"{type(self).__name__} must define init_model")
+
+    def forward(
+        self, spec: GraphSpec, inputs: Mapping[str, Tensor], caches: Sequence[Tensor]
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """One step of graph `spec`. Shapes: inputs as `spec` declares; caches flat, as `cache_shapes` says."""
+        ctx = self._context(spec, inputs, caches)
+        x = self.embed(inputs)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, ctx=ctx.at(index))
+        outputs = self.head(self.last_hidden(x, inputs), inputs)
+        return outputs, [tensor for state in ctx.new_states() for tensor in state]
+
+    def embed(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Token ids [B, S] -> activations [B, S, hidden_size] in the compute dtype."""
+        x: Tensor = self.embed_tokens(inputs["input_ids"])
+        return x.to(self.neuron_config.compute_dtype)
+
+    def layer_step(
+        self,
+        layer: nn.Module,
+        spec: GraphSpec,
+        x: Tensor,
+        inputs: Mapping[str, Tensor],
+        caches: Sequence[Tensor],
+    ) -> tuple[Tensor, list[Tensor]]:
+        """One layer on its own, with its own caches: the piece that a backend may compile once for all alike."""
+        ctx = self._context(spec, inputs, caches)
+        x = layer(x, ctx=ctx.at(0))
+        return x, list(ctx.new_states()[0])
+
+    def last_hidden(self, x: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The activations of each row's last real token. [B, S, hidden_size] -> [B, 1, hidden_size]."""
+        x = self.gather(x)
+        last = inputs["position_ids"].argmax(dim=1)
+        index = last[:, None, None].expand(-1, 1, x.shape[-1])
+        return torch.gather(x, 1, index)
+
+    def head(self, x: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """[B, 1, hidden_size] -> the outputs the config asks for: tokens int32 [B], logits float32 [B, vocab]."""
+        logits = self.lm_head(self.norm(x)).squeeze(1).float()
+        outputs = {"logits": logits} if self.output_logits else {}
+        if self.sampler is not None:
+            outputs["tokens"] = self.sampler(
+                logits, inputs.get("sampling_params"), inputs.get("uniform")
+            )
+        return outputs
+
+    @property
+    def composes(self) -> bool:
+        """Whether `forward` is the one above, so that its pieces may be compiled apart."""
+        return type(self).forward is NeuronBaseModel.forward
+
+    def cache_layouts(self) -> list[KVCacheLayout]:
+        """The cache layout of each layer, found on the module that has one."""
+        return [
+            next(
+                module.cache_layout for module in layer.modules() if hasattr(module, "cache_layout")
+            )
+            for layer in self.layers
+        ]
+
+    def cache_shapes(self) -> list[tuple[int, ...]]:
+        """Shape of every cache tensor on one rank: keys then values, layer by layer."""
+        rows = self.neuron_config.kv_cache_batch_size
+        return [
+            layout.shape(rows) for layout in self.cache_layouts() for _ in range(_TENSORS_PER_LAYER)
+        ]
+
+    def _context(
+        self, spec: GraphSpec, inputs: Mapping[str, Tensor], caches: Sequence[Tensor]
+    ) -> StepContext:
+        states = [
+            CacheState(*caches[i : i + _TENSORS_PER_LAYER])
+            for i in range(0, len(caches), _TENSORS_PER_LAYER)
+        ]
+        return StepContext(
+            spec.phase, inputs["position_ids"], inputs["seq_ids"], spec.length, states
+        )

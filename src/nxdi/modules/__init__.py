@@ -1,0 +1,1 @@
+"""Building blocks of models: attention, caches, normalisation, rotary embeddings, MLPs, sampling."""

@@ -1,0 +1,5 @@
+"""RMSNorm under NxDI's name and path."""
+
+from nxdi.modules.norm import RMSNorm as CustomRMSNorm
+
+__all__ = ["CustomRMSNorm"]

@@ -1,0 +1,23 @@
+"""The two ends of a language model: token embedding and vocabulary projection."""
+
+from __future__ import annotations
+
+from nxdi.config import InferenceConfig
+from nxdi.parallel_layers.layers import ColumnParallelLinear, ParallelEmbedding
+
+
+def causal_lm_ends(config: InferenceConfig, bias: bool = False) -> tuple[ParallelEmbedding, ColumnParallelLinear]:
+    """The token embedding and the lm_head that a config describes, sharded as its NeuronConfig asks."""
+    neuron = config.neuron_config
+    embed_tokens = ParallelEmbedding(
+        config.vocab_size,
+        config.hidden_size,
+        dtype=neuron.torch_dtype,
+        shard_across_embedding=not neuron.vocab_parallel,
+        pad=True,
+        sequence_parallel_enabled=neuron.sequence_parallel_enabled,
+    )
+    lm_head = ColumnParallelLinear(
+        config.hidden_size, config.vocab_size, bias, gather_output=True, dtype=neuron.torch_dtype, pad=True
+    )
+    return embed_tokens, lm_head

@@ -1,0 +1,57 @@
+"""The gated feed-forward block: down(act(gate(x)) * up(x))."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nxdi.config import InferenceConfig
+from nxdi.errors import ConfigError
+from nxdi.modules.sequence import SequenceGather
+from nxdi.parallel_layers.layers import ColumnParallelLinear, RowParallelLinear
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The activation that Hugging Face calls `name`. Raises: ConfigError if it is not known."""
+    if name not in _ACTIVATIONS:
+        raise ConfigError(f"activation {name!r} is not known; known are {sorted(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU and its relatives, column- then row-parallel.
+
+    Shapes: x [B, S, hidden] -> same.  Source: arXiv:2002.05202.
+    """
+
+    def __init__(self, config: InferenceConfig, bias: bool = False) -> None:
+        super().__init__()
+        neuron = config.neuron_config
+        hidden, wide = config.hidden_size, config.intermediate_size
+        self.act = activation(config.hidden_act)
+        self.gather = SequenceGather(neuron.sequence_parallel_enabled)
+        dtype = neuron.torch_dtype
+        self.gate_proj = ColumnParallelLinear(hidden, wide, bias, gather_output=False, dtype=dtype, pad=True)
+        self.up_proj = ColumnParallelLinear(hidden, wide, bias, gather_output=False, dtype=dtype, pad=True)
+        self.down_proj = RowParallelLinear(
+            wide,
+            hidden,
+            bias,
+            input_is_parallel=True,
+            dtype=dtype,
+            pad=True,
+            sequence_parallel_enabled=neuron.sequence_parallel_enabled,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.gather(x)
+        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))

@@ -1,0 +1,5 @@
+"""Tensor parallelism: worlds of ranks, collectives, sharding rules and the layers that use them."""
+
+from nxdi.parallel_layers.layers import ColumnParallelLinear, ParallelEmbedding, RowParallelLinear
+
+__all__ = ["ColumnParallelLinear", "ParallelEmbedding", "RowParallelLinear"]

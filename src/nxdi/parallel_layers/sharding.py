@@ -1,0 +1,146 @@
+"""How a full weight becomes the piece of one rank, as data attached to the parameter.
+
+A parameter without a rule is replicated. `Shard` rules are pure: they know shapes and indices, not devices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nxdi.errors import ConfigError
+
+
+class Shard(Protocol):
+    """The rule that cuts one parameter."""
+
+    def full_shape(self, local: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape that a checkpoint must have, given the shape of one rank's piece."""
+        ...
+
+    def cut(self, full: Tensor, rank: int, local: tuple[int, ...]) -> Tensor:
+        """Piece of `rank`; a view of `full` where memory allows."""
+        ...
+
+
+@dataclass(frozen=True)
+class DimShard:
+    """Equal consecutive pieces along `dim`; the last ones are padded with zeros."""
+
+    dim: int
+    full_size: int
+
+    def full_shape(self, local: tuple[int, ...]) -> tuple[int, ...]:
+        return _with_size(local, self.dim, self.full_size)
+
+    def cut(self, full: Tensor, rank: int, local: tuple[int, ...]) -> Tensor:
+        size = local[self.dim]
+        start = min(rank * size, self.full_size)
+        piece = full.narrow(self.dim, start, min(size, self.full_size - start))
+        return _zero_padded(piece, self.dim, size)
+
+
+@dataclass(frozen=True)
+class HeadShard:
+    """Whole attention heads along `dim`, in the order of a `HeadLayout`; head -1 is a head of zeros."""
+
+    dim: int
+    heads: tuple[tuple[int, ...], ...]
+    head_dim: int
+    num_heads: int
+
+    def full_shape(self, local: tuple[int, ...]) -> tuple[int, ...]:
+        return _with_size(local, self.dim, self.num_heads * self.head_dim)
+
+    def cut(self, full: Tensor, rank: int, local: tuple[int, ...]) -> Tensor:
+        heads = self.heads[rank]
+        if heads == tuple(range(heads[0], heads[0] + len(heads))) and heads[0] >= 0:
+            return full.narrow(self.dim, heads[0] * self.head_dim, local[self.dim])
+        pieces = [self._head(full, head) for head in heads]
+        return torch.cat(pieces, self.dim)
+
+    def _head(self, full: Tensor, head: int) -> Tensor:
+        if head < 0:
+            return full.new_zeros(_with_size(tuple(full.shape), self.dim, self.head_dim))
+        return full.narrow(self.dim, head * self.head_dim, self.head_dim)
+
+
+def _with_size(shape: tuple[int, ...], dim: int, size: int) -> tuple[int, ...]:
+    return (*shape[:dim], size, *shape[dim + 1 :])
+
+
+def _zero_padded(piece: Tensor, dim: int, size: int) -> Tensor:
+    missing = size - piece.shape[dim]
+    if missing == 0:
+        return piece
+    padding = piece.new_zeros(_with_size(tuple(piece.shape), dim, missing))
+    return torch.cat([piece, padding], dim)
+
+
+@dataclass(frozen=True)
+class HeadLayout:
+    """Which attention heads each rank computes; -1 marks a padding head.
+
+    Query head j of a rank attends with key/value head j // (len(q) / len(kv)) of the same rank.
+    """
+
+    q: tuple[tuple[int, ...], ...]
+    kv: tuple[tuple[int, ...], ...]
+
+    @property
+    def num_q_per_rank(self) -> int:
+        return len(self.q[0])
+
+    @property
+    def num_kv_per_rank(self) -> int:
+        return len(self.kv[0])
+
+
+def plan_heads(num_q: int, num_kv: int, tp_degree: int) -> HeadLayout:
+    """Spread grouped-query attention over ranks for any head counts.
+
+    With kv heads to spare, each rank takes whole groups. With fewer kv heads than ranks, a kv head is copied to
+    several ranks and its query heads are dealt among them. Heads of zeros fill what does not divide.
+    Raises: ConfigError if `num_q` is not a multiple of `num_kv`.
+    """
+    if num_kv < 1 or num_q % num_kv:
+        raise ConfigError(
+            f"num_attention_heads={num_q} must be a positive multiple of num_key_value_heads={num_kv}"
+        )
+    group = num_q // num_kv
+    padded_kv = num_kv
+    while padded_kv % tp_degree and tp_degree % padded_kv:
+        padded_kv += 1
+    copies = max(1, tp_degree // padded_kv)
+    dealt = -(-group // copies)
+    q, kv = [], []
+    for rank in range(tp_degree):
+        first = rank * padded_kv // tp_degree
+        own = range(first, first + max(1, padded_kv // tp_degree))
+        kv.append(tuple(head if head < num_kv else -1 for head in own))
+        place = rank % copies
+        q.append(tuple(_query_head(head, place * dealt + j, group, num_kv) for head in own for j in range(dealt)))
+    return HeadLayout(tuple(q), tuple(kv))
+
+
+def _query_head(kv_head: int, place: int, group: int, num_kv: int) -> int:
+    return kv_head * group + place if kv_head < num_kv and place < group else -1
+
+
+def set_shard(parameter: nn.Parameter, shard: Shard) -> None:
+    """Attach the rule that cuts this parameter out of a full checkpoint."""
+    parameter.shard = shard  # type: ignore[attr-defined]  # parameters carry their own rule, as in NxD
+
+
+def shard_of(parameter: Tensor) -> Shard | None:
+    """The rule of a parameter: ours, or one described by neuronx_distributed's attributes; None = replicated."""
+    shard = getattr(parameter, "shard", None)
+    if shard is not None:
+        return shard  # type: ignore[no-any-return]  # set by set_shard
+    if getattr(parameter, "tensor_model_parallel", False):
+        dim, ranks = parameter.partition_dim, parameter.num_partitions  # type: ignore[attr-defined]  # NxD's names
+        return DimShard(dim, parameter.shape[dim] * ranks)
+    return None

@@ -1,0 +1,98 @@
+"""What a backend is given and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nxdi.graph.plan import GraphPlan, GraphSpec
+from nxdi.kernels.registry import Choice
+from nxdi.types import Phase
+
+
+class StepModule(Protocol):
+    """A model as the runtime sees it: a pure function from (inputs, caches) to (outputs, new caches).
+
+    `caches` is flat: the tensors of layer 0, then of layer 1, ...; `layer_caches` of them per layer.
+    """
+
+    layers: nn.ModuleList
+
+    def __call__(
+        self, spec: GraphSpec, inputs: Mapping[str, Tensor], caches: Sequence[Tensor]
+    ) -> tuple[dict[str, Tensor], list[Tensor]]: ...
+
+    def cache_shapes(self) -> list[tuple[int, ...]]:
+        """Shape of every cache tensor on one rank."""
+        ...
+
+    @property
+    def composes(self) -> bool:
+        """Whether a step is exactly embed, each layer in turn, last_hidden, head."""
+        ...
+
+    def embed(self, inputs: Mapping[str, Tensor]) -> Tensor: ...
+
+    def layer_step(
+        self, layer: nn.Module, spec: GraphSpec, x: Tensor, inputs: Mapping[str, Tensor], caches: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]: ...
+
+    def last_hidden(self, x: Tensor, inputs: Mapping[str, Tensor]) -> Tensor: ...
+
+    def head(self, x: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool, assign: bool) -> object: ...
+
+    def eval(self) -> object: ...
+
+
+@dataclass(frozen=True)
+class Program:
+    """A model to compile or load: how to build it for a phase (one rank's shapes, no memory), and its graphs."""
+
+    build: Callable[[Phase], StepModule]
+    plan: GraphPlan
+    cache_dtype: torch.dtype
+
+    def make_caches(self, module: StepModule) -> list[Tensor]:
+        """Empty caches of one rank, shared by all graphs of that rank."""
+        return [torch.zeros(shape, dtype=self.cache_dtype) for shape in module.cache_shapes()]
+
+
+class RankExecutable(Protocol):
+    """All graphs of one rank, with its weights and caches bound."""
+
+    caches: list[Tensor]
+
+    def __call__(self, spec: GraphSpec, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run one graph; the caches are updated."""
+        ...
+
+
+class Backend(Protocol):
+    """One way to execute a plan."""
+
+    name: str
+
+    def platform(self) -> str:
+        """The machine a compiled artefact is tied to."""
+        ...
+
+    def compiler_version(self) -> str:
+        """What compiles the graphs, for the record."""
+        ...
+
+    def compile(self, program: Program, folder: Path, report: Callable[[int, int, str], None]) -> list[Choice]:
+        """Write the compiled graphs into `folder`; call report(done, total, what) as work proceeds."""
+        ...
+
+    def load(self, program: Program, folder: Path, weights: Mapping[str, Tensor]) -> RankExecutable:
+        """Bind one rank's weights to the graphs in `folder`."""
+        ...

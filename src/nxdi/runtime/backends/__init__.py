@@ -1,0 +1,1 @@
+"""The ways a plan is executed."""

@@ -1,0 +1,5 @@
+"""The compiled CPU backend: torch.export and AOTInductor, one compiled layer for all layers alike."""
+
+from nxdi.runtime.backends.cpu.backend import CpuBackend
+
+__all__ = ["CpuBackend"]

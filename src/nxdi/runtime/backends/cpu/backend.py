@@ -1,0 +1,127 @@
+"""CpuBackend: compile the pieces of every graph into one package; run a step as a list of calls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nxdi.errors import ArtifactError
+from nxdi.graph.plan import GraphSpec
+from nxdi.kernels.registry import Choice
+from nxdi.runtime.backend import Program, StepModule
+from nxdi.runtime.backends.cpu.pieces import Part, Piece, example_arguments, plan_parts, tensors_of
+from nxdi.runtime.backends.cpu.target import compiler_version, cpu_target
+from nxdi.types import Phase
+
+_PACKAGE = "graphs.pt2"
+_INDEX = "pieces.json"
+
+
+class CpuBackend:
+    """Ahead-of-time compiled graphs for this type of CPU."""
+
+    name = "cpu"
+
+    def platform(self) -> str:
+        return cpu_target()
+
+    def compiler_version(self) -> str:
+        return compiler_version()
+
+    def compile(self, program: Program, folder: Path, report: Callable[[int, int, str], None]) -> list[Choice]:
+        from torch._inductor.package import package_aoti
+
+        from nxdi.runtime.backends.cpu.compiler import compile_piece
+
+        models = {phase: program.build(phase) for phase in Phase}
+        work = _distinct_parts(program, models)
+        compiled: dict[str, list[str]] = {}
+        names: dict[str, str] = {}  # piece -> the package entry that holds its code
+        choices: set[Choice] = set()
+        for done, (name, (spec, part)) in enumerate(work.items()):
+            report(done, len(work), name)
+            model = models[spec.phase]
+            piece = Piece(spec, part.owner, part.function)
+            arguments = example_arguments(model, part, spec, program.cache_dtype)
+            files, made = compile_piece(piece, arguments)
+            choices.update(made)
+            entry = files[0].parent.parent.name
+            names[name] = entry
+            compiled[entry] = [str(file) for file in files]
+        report(len(work), len(work), "package")
+        package_aoti(str(folder / _PACKAGE), compiled)
+        (folder / _INDEX).write_text(json.dumps(names, indent=1, sort_keys=True), encoding="utf-8")
+        return sorted(choices, key=lambda choice: (choice.op, choice.chosen))
+
+    def load(self, program: Program, folder: Path, weights: Mapping[str, Tensor]) -> CpuRank:
+        names = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        models = {}
+        for phase in Phase:
+            models[phase] = program.build(phase)
+            models[phase].load_state_dict(weights, strict=True, assign=True)
+        return CpuRank(program, models, folder / _PACKAGE, names)
+
+
+def _distinct_parts(program: Program, models: Mapping[Phase, StepModule]) -> dict[str, tuple[GraphSpec, Part]]:
+    """Each piece once, with a part that shows how it is called."""
+    work: dict[str, tuple[GraphSpec, Part]] = {}
+    for spec in program.plan.graphs:
+        for part in plan_parts(models[spec.phase], spec):
+            work.setdefault(part.piece, (spec, part))
+    return work
+
+
+class _Call:
+    """A compiled piece bound to the weights and caches of one part."""
+
+    def __init__(self, loader: torch._C._aoti.AOTIModelPackageLoader, part: Part, caches: Sequence[Tensor]) -> None:
+        self.loader = loader
+        self.bound = [*caches[part.caches], *tensors_of(part.owner).values()]
+
+    def __call__(self, leading: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+        results: list[Tensor] = self.loader.boxed_run([*leading, *inputs, *self.bound])
+        return results
+
+
+class CpuRank:
+    """The graphs of one rank.
+
+    Each rank has loaders of its own: a loader runs one call at a time, and ranks wait for each other inside calls.
+    """
+
+    def __init__(
+        self, program: Program, models: Mapping[Phase, StepModule], package: Path, names: Mapping[str, str]
+    ) -> None:
+        self._models = models
+        self.caches = program.make_caches(models[Phase.DECODE])
+        loaders = {entry: _open(package, entry) for entry in set(names.values())}
+        self._steps = {
+            spec.name: [
+                _Call(loaders[names[part.piece]], part, self.caches)
+                for part in plan_parts(models[spec.phase], spec)
+            ]
+            for spec in program.plan.graphs
+        }
+
+    def __call__(self, spec: GraphSpec, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        model, calls = self._models[spec.phase], self._steps[spec.name]
+        flat = [inputs[item.name] for item in spec.inputs]
+        with torch.no_grad():
+            if not model.composes:
+                return dict(zip(spec.outputs, calls[0]([], flat), strict=True))
+            x = model.embed(inputs)
+            for call in calls[:-1]:
+                (x,) = call([x], flat)
+            results = calls[-1]([model.last_hidden(x, inputs)], flat)
+        return dict(zip(spec.outputs, results, strict=True))
+
+
+def _open(package: Path, entry: str) -> torch._C._aoti.AOTIModelPackageLoader:
+    try:
+        return torch._C._aoti.AOTIModelPackageLoader(str(package), entry, False, 1, -1)
+    except RuntimeError as error:
+        raise ArtifactError(f"{package} cannot be loaded: {error}; compile again with model.compile(path)") from error

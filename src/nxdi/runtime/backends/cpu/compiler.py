@@ -1,0 +1,59 @@
+"""From a piece to native code: torch.export, our kernels put in, AOTInductor, and the cache of results."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nxdi.kernels.registry import Choice, platform
+from nxdi.runtime.backends.cpu.linear import use_linear_kernel
+from nxdi.runtime.backends.cpu.target import compiler_version, cpu_target
+from nxdi.runtime.compile_cache import cache_key, get_or_build
+
+# Wrapper code runs once per call and is most of the text: optimising it costs time and gains nothing.
+_OPTIONS: dict[str, Any] = {
+    "aot_inductor.package": True,
+    "aot_inductor.package_constants_in_so": False,
+    "aot_inductor.compile_wrapper_opt_level": "O0",
+}
+
+
+def compile_piece(piece: nn.Module, arguments: tuple[Any, ...]) -> tuple[list[Path], list[Choice]]:
+    """The native files of one piece, from the cache if its graph has been compiled before on such a machine."""
+    with torch.no_grad(), platform("cpu") as choices:
+        graph = torch.export.export(piece, arguments, strict=False).module()
+    assert isinstance(graph, torch.fx.GraphModule)
+    choices.add(use_linear_kernel(graph))
+    key = cache_key(
+        {
+            "graph": graph.code,
+            "constants": {name: _digest(t) for name, t in _constants(graph).items()},
+            "arguments": [f"{t.dtype} {tuple(t.shape)} {t.stride()}" for part in arguments for t in part],
+            "options": {name: str(value) for name, value in _OPTIONS.items()},
+            "torch": torch.__version__,
+            "compiler": compiler_version(),
+            "cpu": cpu_target(),
+        }
+    )
+    folder = get_or_build(key, lambda folder: _compile(graph, arguments, folder))
+    return sorted(folder.glob("piece/*")), sorted(choices, key=lambda choice: choice.op)
+
+
+def _constants(graph: torch.fx.GraphModule) -> dict[str, torch.Tensor]:
+    return {**dict(graph.named_parameters()), **dict(graph.named_buffers())}
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def _compile(graph: torch.fx.GraphModule, arguments: tuple[Any, ...], folder: Path) -> None:
+    files = torch._inductor.aot_compile(graph, arguments, options=_OPTIONS)
+    (folder / "piece").mkdir()
+    for file in files:
+        shutil.copy2(str(file), folder / "piece")

@@ -1,0 +1,188 @@
+"""How a step is cut into pieces that are compiled once each: every kind of layer, and the head.
+
+Compiling a whole graph costs time in proportion to its layers, which are mostly alike. A piece takes everything as
+inputs, weights and caches too, so one compiled layer serves all layers of its kind. The embedding and the choice of
+the last token are table look-ups that gain nothing from a compiler: they run as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from nxdi.graph.plan import GraphSpec
+from nxdi.runtime.backend import StepModule
+
+# (leading tensors, step inputs by name, caches) -> (results, new caches)
+StepFunction = Callable[
+    [Sequence[Tensor], Mapping[str, Tensor], Sequence[Tensor]], tuple[list[Tensor], list[Tensor]]
+]
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, derived ones included: what a piece takes as its weights."""
+    return {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
+
+
+class _Call(nn.Module):
+    """A function of a module's tensors, in the form that functional_call understands."""
+
+    def __init__(self, owner: nn.Module, function: StepFunction) -> None:
+        super().__init__()
+        self.owner, self.function = owner, function
+
+    def forward(self, *args: Any) -> tuple[list[Tensor], list[Tensor]]:
+        return self.function(*args)
+
+
+class Piece(nn.Module):
+    """A module without tensors of its own: everything, weights included, is an input.
+
+    State is written here and nowhere else: at the root of a graph, in place.
+    """
+
+    def __init__(self, spec: GraphSpec, owner: nn.Module, function: StepFunction) -> None:
+        super().__init__()
+        self.spec, self.weight_names = spec, list(tensors_of(owner))
+        # In a tuple, so that the parameters of `owner` do not become constants of the graph.
+        self._hidden = (_Call(owner, function),)
+
+    def forward(
+        self, leading: list[Tensor], inputs: list[Tensor], caches: list[Tensor], weights: list[Tensor]
+    ) -> list[Tensor]:
+        named = {f"owner.{name}": tensor for name, tensor in zip(self.weight_names, weights, strict=True)}
+        by_name = {item.name: tensor for item, tensor in zip(self.spec.inputs, inputs, strict=True)}
+        results, new = functional_call(self._hidden[0], named, (leading, by_name, caches))
+        for cache, value in zip(caches, new, strict=True):
+            cache.copy_(value)
+        return results
+
+
+@dataclass(frozen=True)
+class Part:
+    """One call of a compiled piece within a step: which piece, whose weights, which caches."""
+
+    piece: str
+    owner: nn.Module
+    function: StepFunction
+    caches: slice
+
+
+def plan_parts(model: StepModule, spec: GraphSpec) -> list[Part]:
+    """The calls that make up one step of `spec`, in order.
+
+    A model whose forward is its own is one part.
+    """
+    num_caches = len(model.cache_shapes())
+    if not model.composes:
+        return [Part(f"{spec.name}/whole", _as_module(model), _whole(model, spec), slice(0, num_caches))]
+    per_layer = num_caches // len(model.layers)
+    kinds: dict[object, str] = {}
+    parts = []
+    for index, layer in enumerate(model.layers):
+        caches = slice(index * per_layer, (index + 1) * per_layer)
+        shapes = tuple(model.cache_shapes()[caches])
+        kind = kinds.setdefault((structure(layer), shapes), f"{spec.name}/layer{len(kinds)}")
+        parts.append(Part(kind, layer, _layer(model, layer, spec), caches))
+    parts.append(Part(f"{spec.name}/head", _Ends(model), _head(model, spec), slice(0, 0)))
+    return parts
+
+
+class _Ends(nn.Module):
+    """The modules of a model outside its layers."""
+
+    def __init__(self, model: StepModule) -> None:
+        super().__init__()
+        for name, child in _as_module(model).named_children():
+            if name not in ("layers", "embed_tokens"):
+                self.add_module(name, child)
+
+
+def _as_module(model: StepModule) -> nn.Module:
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def _layer(model: StepModule, layer: nn.Module, spec: GraphSpec) -> StepFunction:
+    def run(
+        leading: Sequence[Tensor], inputs: Mapping[str, Tensor], caches: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        x, new = model.layer_step(layer, spec, leading[0], inputs, caches)
+        return [x], new
+
+    return run
+
+
+def _head(model: StepModule, spec: GraphSpec) -> StepFunction:
+    def run(
+        leading: Sequence[Tensor], inputs: Mapping[str, Tensor], caches: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        outputs = model.head(leading[0], inputs)
+        return [outputs[name] for name in spec.outputs], []
+
+    return run
+
+
+def _whole(model: StepModule, spec: GraphSpec) -> StepFunction:
+    def run(
+        leading: Sequence[Tensor], inputs: Mapping[str, Tensor], caches: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        outputs, new = model(spec, inputs, caches)
+        return [outputs[name] for name in spec.outputs], new
+
+    return run
+
+
+def structure(module: nn.Module) -> object:
+    """A hashable description of everything in a module that its program may depend on, except tensor values.
+
+    Equal descriptions mean equal programs. An attribute whose value has no meaning outside this process counts as
+    different from every other, which costs a compilation but never a wrong result.
+    """
+    plain = {
+        name: _described(value)
+        for name, value in vars(module).items()
+        if name not in ("_parameters", "_buffers", "_modules", "config", "neuron_config")
+    }
+    tensors = tuple((name, tuple(t.shape), t.dtype) for name, t in tensors_of(module).items())
+    children = tuple((name, structure(child)) for name, child in module.named_children())
+    return type(module), tuple(sorted(plain.items())), tensors, children
+
+
+def _described(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"{type(value).__name__}({', '.join(_described(item) for item in value)})"
+    if isinstance(value, dict):
+        return str({key: _described(item) for key, item in value.items()})
+    return repr(value)
+
+
+def example_arguments(model: StepModule, part: Part, spec: GraphSpec, cache_dtype: torch.dtype) -> tuple[Any, ...]:
+    """Arguments with the shapes and dtypes of a call of `part`; their memory is never touched."""
+    shapes = model.cache_shapes()[part.caches]
+    caches = [torch.empty(shape, dtype=cache_dtype) for shape in shapes]
+    weights = [torch.empty_like(tensor, device="cpu") for tensor in tensors_of(part.owner).values()]
+    return _leading(model, part, spec), _empty_inputs(spec, "cpu"), caches, weights
+
+
+def _leading(model: StepModule, part: Part, spec: GraphSpec) -> list[Tensor]:
+    """The activations that enter a part: none for a whole graph."""
+    if part.owner is model:
+        return []
+    inputs = {item.name: tensor for item, tensor in zip(spec.inputs, _empty_inputs(spec, "meta"), strict=True)}
+    x = model.embed(inputs)
+    if isinstance(part.owner, _Ends):
+        x = model.last_hidden(x, inputs)
+    return [torch.empty_like(x, device="cpu")]
+
+
+def _empty_inputs(spec: GraphSpec, device: str) -> list[Tensor]:
+    shapes = spec.input_shapes()
+    return [
+        torch.empty(shapes[item.name], dtype=getattr(torch, item.dtype), device=device) for item in spec.inputs
+    ]

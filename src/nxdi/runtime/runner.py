@@ -1,0 +1,50 @@
+"""One step: choose the graph, pad, run every rank, unpad."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from nxdi.graph.padding import StepBatch, num_graph_rows, pad_step, unpad_step
+from nxdi.graph.plan import GraphPlan, GraphSpec
+from nxdi.parallel_layers.groups import World
+from nxdi.runtime.backend import RankExecutable
+from nxdi.types import Phase
+
+
+class Runner:
+    """Drives the loaded graphs of all local ranks."""
+
+    def __init__(self, plan: GraphPlan, world: World, executables: Sequence[RankExecutable]) -> None:
+        self.plan, self.world, self.executables = plan, world, executables
+
+    def step(self, batch: StepBatch) -> dict[str, Tensor]:
+        """Outputs by name, rows in the caller's order. Raises: BucketError before anything is computed."""
+        widest = self.plan.max_batch(batch.phase)
+        if batch.phase is Phase.PREFILL and batch.num_rows > widest:
+            self.plan.choose(batch.phase, widest, batch.length)
+            parts = [self.step(batch.rows(i, i + widest)) for i in range(0, batch.num_rows, widest)]
+            return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        spec = self.plan.choose(batch.phase, num_graph_rows(batch), batch.length)
+        return unpad_step(self._run(spec, pad_step(batch, spec)), batch)
+
+    def _run(self, spec: GraphSpec, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self.world.run([partial(executable, spec, inputs) for executable in self.executables])[0]
+
+    def warm_up(self) -> None:
+        """Run every graph once on padding, which leaves all caches as they are for any reader."""
+        for spec in self.plan.graphs:
+            inputs = {
+                item.name: torch.full(spec.input_shapes()[item.name], item.fill, dtype=getattr(torch, item.dtype))
+                for item in spec.inputs
+            }
+            self._run(spec, inputs)
+
+    def reset(self) -> None:
+        """Forget all sequences."""
+        for executable in self.executables:
+            for cache in executable.caches:
+                cache.zero_()

@@ -1,0 +1,73 @@
+"""From a full checkpoint to the weights of one rank: every name and shape checked, then cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from nxdi.errors import WeightError
+from nxdi.parallel_layers.layers import RankShard
+from nxdi.parallel_layers.sharding import shard_of
+from nxdi.runtime.checkpoint import listed
+
+
+def model_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors that a checkpoint must provide, with one rank's shapes: parameters and persistent buffers."""
+    return module.state_dict(keep_vars=True)
+
+
+def check_weights(wanted: Mapping[str, Tensor], full: Mapping[str, Tensor]) -> None:
+    """Compare a checkpoint with a model. Raises: WeightError listing all missing, unused and mis-shaped tensors."""
+    needed = {name for name, tensor in wanted.items() if not isinstance(shard_of(tensor), RankShard)}
+    problems = []
+    if missing := needed - full.keys():
+        problems.append(f"missing from the checkpoint: {listed(missing)}")
+    if unused := full.keys() - wanted.keys():
+        problems.append(f"not used by the model: {listed(unused)}")
+    wrong = []
+    for name in needed & full.keys():
+        shape = _full_shape(wanted[name])
+        if tuple(full[name].shape) != shape:
+            wrong.append(f"{name} has shape {tuple(full[name].shape)}, the model needs {shape}")
+    if wrong:
+        problems.append(f"wrong shapes: {listed(wrong)}")
+    if problems:
+        raise WeightError(
+            "the checkpoint does not fit the model:\n  "
+            + "\n  ".join(problems)
+            + "\ncheck that config.json belongs to this checkpoint, or rename the tensors in convert_hf_to_neuron_state_dict"
+        )
+
+
+def cut_for_rank(wanted: Mapping[str, Tensor], full: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """The weights of one rank in the dtypes of the model; views of the checkpoint where nothing has to change."""
+    cut = {}
+    for name, tensor in wanted.items():
+        shard = shard_of(tensor)
+        piece = full[name] if shard is None or isinstance(shard, RankShard) and name in full else full.get(name)
+        if shard is not None:
+            piece = shard.cut(piece, rank, tuple(tensor.shape))  # type: ignore[arg-type]  # RankShard needs no tensor
+        assert piece is not None
+        cut[name] = piece.to(tensor.dtype)
+    return cut
+
+
+def check_rank_weights(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor], rank: int) -> None:
+    """Compare one rank's stored weights with the model. Raises: WeightError listing every difference."""
+    wrong = [
+        f"{name}: {_described(weights.get(name))}, the model needs {_described(wanted.get(name))}"
+        for name in wanted.keys() | weights.keys()
+        if _described(weights.get(name)) != _described(wanted.get(name))
+    ]
+    if wrong:
+        raise WeightError(f"the sharded weights of rank {rank} do not fit the model: {listed(wrong)}; compile again")
+
+
+def _full_shape(tensor: Tensor) -> tuple[int, ...]:
+    shard = shard_of(tensor)
+    return tuple(tensor.shape) if shard is None else shard.full_shape(tuple(tensor.shape))
+
+
+def _described(tensor: Tensor | None) -> str:
+    return "nothing" if tensor is None else f"{tuple(tensor.shape)} {tensor.dtype}"

@@ -1,0 +1,1 @@
+"""Standalone tools around the library: nothing in the library imports them."""

@@ -1,0 +1,1 @@
+"""Signposts: names at the paths where NxDI has them."""

@@ -1,0 +1,164 @@
+"""The frozen list of options and what each means. Adding or changing an option edits this list."""
+
+from __future__ import annotations
+
+from dataclasses import Field, fields
+from typing import Any
+
+import pytest
+import torch
+
+from nxdi.config import OPTIONS, NeuronConfig, OnDeviceSamplingConfig, Status, no_op_options
+from nxdi.errors import UnsupportedError
+
+OWN = {"backend"}
+
+_SUPPORTED = """
+    allow_input_truncation attn_cls backend batch_size context_encoding_buckets ctx_batch_size
+    enable_bucketing kv_cache_batch_size max_batch_size max_context_length max_length
+    max_new_tokens on_cpu on_device_sampling_config output_logits overrides_torch_dtype
+    padding_side save_sharded_checkpoint seq_len sequence_parallel_enabled skip_warmup
+    tkg_batch_size token_generation_batches token_generation_buckets torch_dtype tp_degree
+    vocab_parallel
+"""
+
+_NO_OP = """
+    apply_seq_ids_mask attn_block_cte_nki_kernel_enabled attn_block_tkg_nki_kernel_cache_update
+    attn_block_tkg_nki_kernel_cascaded_attention attn_block_tkg_nki_kernel_disable_gpsimd_sb2sb
+    attn_block_tkg_nki_kernel_enabled attn_block_tkg_nki_kernel_use_online_softmax
+    attn_kernel_enabled attn_tkg_builtin_kernel_enabled attn_tkg_nki_kernel_enabled
+    bucket_n_active_tokens buckets cc_pipeline_tiling_factor disable_argmax_kernel
+    disable_kv_cache_tiling disable_numeric_cc_token dma_order_config enable_cte_modular_flow
+    enable_output_completion_notifications enable_spill_reload_dge ep_dispatch_cc_option
+    expert_mlp_nki_kernel_enabled fused_qkv k_cache_transposed kv_cache_padding_size
+    layer_boundary_markers lm_head_pad lm_head_pad_alignment_size logical_nc_config
+    logical_neuron_cores mlp_kernel_enabled mlp_kernel_fuse_residual_add
+    mlp_tkg_nki_kernel_enabled moe_fused_nki_kernel_enabled n_active_tokens n_positions
+    out_proj_kernel_enabled pre_rope_rmsnorm qkv_cte_nki_kernel_fuse_rope qkv_kernel_enabled
+    qkv_kernel_fuse_residual_add qkv_kernel_nbsd_layout qkv_nki_kernel_enabled
+    router_topk_nki_kernel_enabled scratchpad_page_size seq_len_threshold_for_cc_tiling
+    shared_mlp_nki_kernel_enabled strided_context_parallel_kernel_enabled switch_cc target
+    weight_gather_seq_len_threshold weights_to_skip_layout_optimization
+"""
+
+_REFUSED = """
+    activation_quantization_type async_mode attention_dp_degree attention_dtype cast_type
+    chunked_prefill_config cp_degree draft_model_modules_to_not_convert
+    eagle_rolling_buffer_kernel_enabled enable_eagle_draft_input_norm enable_eagle_speculation
+    enable_fused_speculation enable_ve_data_parallel ep_degree flash_decoding_enabled
+    fused_rmsnorm_skip_gamma is_block_kv_layout is_continuous_batching is_eagle3 is_eagle_draft
+    is_full_model_shuffled is_medusa is_mxfp4_compute is_prefix_caching kv_cache_quant
+    kv_quant_config local_ranks_size lora_config medusa_speculation_length medusa_tree
+    mlp_cp_degree modules_to_not_convert num_medusa_heads pa_block_size pa_num_blocks
+    padded_hidden_size padded_intermediate_size pp_degree prefix_buckets qk_layernorm
+    quantization_block_axis quantization_block_size quantization_dtype quantization_scale_dtype
+    quantization_type quantize_clamp_bound quantized quantized_checkpoints_path
+    quantized_mlp_kernel_enabled rmsnorm_quantize_kernel_enabled rpl_reduce_dtype skip_sharding
+    spec_batch_size speculation_length start_rank_id tensor_capture_config
+    tensor_replacement_config token_tree_config windowed_context_encoding_size world_size
+"""
+
+SUPPORTED, NO_OP, REFUSED = _SUPPORTED.split(), _NO_OP.split(), _REFUSED.split()
+NAMES = [*SUPPORTED, *NO_OP, *REFUSED]
+FIELDS = {f.name: f for f in fields(NeuronConfig)}
+
+
+def test_all_of_nxdi_s_keywords_are_there_and_nothing_else() -> None:
+    assert len(set(NAMES) - OWN) == 138
+    assert len(NAMES) == len(set(NAMES))
+    assert set(FIELDS) == set(NAMES)
+    assert set(OPTIONS) == set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("status", "names"),
+    [(Status.SUPPORTED, SUPPORTED), (Status.NO_OP, NO_OP), (Status.REFUSED, REFUSED)],
+)
+def test_each_option_has_its_status(status: Status, names: list[str]) -> None:
+    assert sorted(name for name, option in OPTIONS.items() if option.status is status) == names
+
+
+@pytest.mark.parametrize("name", [*NO_OP, *REFUSED])
+def test_each_limit_says_why(name: str) -> None:
+    assert OPTIONS[name].reason
+
+
+def _other_value(f: Field[Any], default: Any) -> Any:
+    """A value of the field's type that is not its default."""
+    if f.name == "logical_neuron_cores":
+        return 1  # another value has to agree with logical_nc_config
+    if f.name == "cast_type":
+        return "as-declared"
+    kinds: dict[str, Any] = {
+        "bool": default is not True,
+        "int": default + 1 if isinstance(default, int) else 1,
+        "float": 1.5,
+        "str": "other",
+        "torch.dtype": torch.bfloat16,
+        "list[str]": ["lm_head"],
+        "list[int]": [64, 128],
+        "list[Any]": [[512, 0]],
+        "Any": {"key": 1},
+    }
+    return kinds[str(f.type).removesuffix(" | None")]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_options_raise(name: str) -> None:
+    default = getattr(NeuronConfig(), name)
+    assert getattr(NeuronConfig(**{name: default}), name) == default
+    with pytest.raises(UnsupportedError) as caught:
+        NeuronConfig(**{name: _other_value(FIELDS[name], default)})
+    assert f"{name}=" in str(caught.value)
+    assert OPTIONS[name].reason in str(caught.value)
+    assert OPTIONS[name].remedy in str(caught.value)
+
+
+@pytest.mark.parametrize("name", NO_OP)
+def test_no_op_options_are_accepted_and_listed(name: str) -> None:
+    value = _other_value(FIELDS[name], getattr(NeuronConfig(), name))
+    config = NeuronConfig(**{name: value})
+    assert getattr(config, name) == value
+    assert (name, value, OPTIONS[name].reason) in no_op_options(config)
+
+
+def test_plain_defaults_are_nxdi_s() -> None:
+    config = NeuronConfig()
+    changed_by_a_platform = {"logical_nc_config": 1, "logical_neuron_cores": None}
+    expected = changed_by_a_platform | {
+        "batch_size": 1,
+        "seq_len": 128,
+        "padding_side": "right",
+        "cast_type": "config",
+        "attn_cls": "NeuronLlamaAttention",
+        "weight_gather_seq_len_threshold": 32768,
+        "quantization_type": "per_tensor_symmetric",
+        "quantization_dtype": "int8",
+        "quantization_scale_dtype": "f32",
+        "quantize_clamp_bound": float("inf"),
+        "attn_block_tkg_nki_kernel_use_online_softmax": True,
+        "attn_kernel_enabled": None,
+        "cc_pipeline_tiling_factor": 2,
+        "seq_len_threshold_for_cc_tiling": 16384,
+        "ep_dispatch_cc_option": "AR_AG",
+        "lm_head_pad": False,
+    }
+    assert {name: getattr(config, name) for name in expected} == expected
+    booleans = {f.name for f in fields(config) if f.type == "bool"}
+    on = {name for name in booleans if getattr(config, name)}
+    assert on == {"attn_block_tkg_nki_kernel_use_online_softmax"}
+
+
+def test_sampling_options_are_frozen() -> None:
+    assert sorted(f.name for f in fields(OnDeviceSamplingConfig)) == [
+        "deterministic",
+        "do_sample",
+        "dynamic",
+        "global_topk",
+        "on_device_sampling_config",
+        "sampling_dp_degree",
+        "temperature",
+        "top_k",
+        "top_k_kernel_enabled",
+        "top_p",
+    ]

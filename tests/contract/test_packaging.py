@@ -1,0 +1,82 @@
+"""What is installed: the wheel's contents, its command, its requirements, and the public names."""
+
+from __future__ import annotations
+
+import email
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+import nxdi
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel, built from a copy so that the working tree stays as it is."""
+    copy = tmp_path_factory.mktemp("wheel")
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    shutil.copytree(ROOT / "src" / "nxdi", copy / "src" / "nxdi")
+    command = [sys.executable, "setup.py", "--quiet", "bdist_wheel"]
+    subprocess.run(command, cwd=copy, check=True, capture_output=True)
+    (path,) = (copy / "dist").glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def metadata_file(wheel: zipfile.ZipFile, name: str) -> str:
+    return wheel.read(f"nxdi-{nxdi.__version__}.dist-info/{name}").decode()
+
+
+def test_every_source_file_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
+    source = ROOT / "src"
+    kinds = ("*.py", "*.cpp", "py.typed")
+    expected = {p.relative_to(source).as_posix() for kind in kinds for p in source.rglob(kind)}
+    packaged = {name for name in wheel.namelist() if not name.startswith("nxdi-")}
+    assert "nxdi/py.typed" in packaged
+    assert packaged == {name for name in expected if ".egg-info" not in name}
+
+
+def test_every_folder_with_sources_is_a_package() -> None:
+    folders = {path.parent for path in (ROOT / "src" / "nxdi").rglob("*.py")}
+    assert [str(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
+def test_requirements(wheel: zipfile.ZipFile) -> None:
+    metadata = email.message_from_string(metadata_file(wheel, "METADATA"))
+    requires = metadata.get_all("Requires-Dist") or []
+    base = {line.split(">")[0].split("<")[0] for line in requires if "extra ==" not in line}
+    assert base == {"torch", "transformers", "safetensors", "numpy", "tqdm", "filelock"}
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert metadata["License-Expression"] == "Apache-2.0"
+
+
+def test_the_command_is_the_cli(wheel: zipfile.ZipFile) -> None:
+    line = metadata_file(wheel, "entry_points.txt").splitlines()[1]
+    name, _, value = line.partition(" = ")
+    assert name == "nxdi"
+    assert EntryPoint(name, value, "console_scripts").load() is nxdi.cli.main
+
+
+@pytest.mark.parametrize("name", nxdi.__all__)
+def test_public_names_resolve(name: str) -> None:
+    assert getattr(nxdi, name) is not None
+    assert name in dir(nxdi)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'AutoModel'"):
+        nxdi.AutoModel  # noqa: B018 - reading it is the test
+
+
+def test_the_constraints_cover_what_setup_asks_for() -> None:
+    pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    names = {"torch", "transformers", "safetensors", "numpy", "tqdm", "filelock"}
+    tools = {"gguf", "hypothesis", "mypy", "pytest", "pytest-timeout", "ruff"}
+    assert names | tools <= pinned

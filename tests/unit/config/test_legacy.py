@@ -1,0 +1,49 @@
+"""The treatment of NxDI's options."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nxdi.config import NeuronConfig, no_op_options
+from nxdi.errors import UnsupportedError
+
+
+def test_refusal_names_option_value_reason_and_remedy() -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        NeuronConfig(is_continuous_batching=True)
+    message = str(caught.value)
+    assert "is_continuous_batching=True" in message
+    assert "not part of this release" in message
+    assert "static batches" in message
+
+
+def test_defaults_of_refused_options_may_be_spelled_out() -> None:
+    config = NeuronConfig(
+        batch_size=2, seq_len=64, spec_batch_size=2, pa_block_size=64, world_size=1, cp_degree=1
+    )
+    assert no_op_options(config) == []
+
+
+def test_refused_options_compare_with_the_derived_default() -> None:
+    with pytest.raises(UnsupportedError, match="spec_batch_size=1 is refused"):
+        NeuronConfig(batch_size=2, spec_batch_size=1)
+    with pytest.raises(UnsupportedError, match="world_size=4 is refused"):
+        NeuronConfig(tp_degree=2, world_size=4)
+
+
+@pytest.mark.parametrize("name", ["rpl_reduce_dtype", "attention_dtype"])
+def test_float32_is_what_is_done_anyway(name: str) -> None:
+    assert getattr(NeuronConfig(**{name: "float32"}), name) is torch.float32
+    with pytest.raises(UnsupportedError, match=r"or use torch\.float32"):
+        NeuronConfig(**{name: "bfloat16"})
+
+
+def test_no_ops_are_listed_only_when_changed() -> None:
+    config = NeuronConfig(fused_qkv=True, mlp_kernel_enabled=False, batch_size=2)
+    assert [(name, value) for name, value, _ in no_op_options(config)] == [("fused_qkv", True)]
+
+
+def test_a_consequence_of_an_option_is_not_listed_again() -> None:
+    listed = {name for name, _, _ in no_op_options(NeuronConfig(logical_nc_config=2))}
+    assert listed == {"logical_nc_config"}

@@ -1,0 +1,508 @@
+"""Artefacts: written whole, believed in nothing, matched against what is asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nxdi.errors import ArtifactError
+from nxdi.runtime import store
+from nxdi.runtime.files import canonical_json, locked
+
+CONFIG = {"hidden_size": 64, "neuron_config": {"tp_degree": 2, "buckets": [128, 256]}}
+
+
+def make_manifest(**changes: Any) -> store.Manifest:
+    values: dict[str, Any] = {
+        "library_version": "0.1.0",
+        "torch_version": "2.13.0",
+        "compiler_version": "g++ 12.2.0",
+        "platform": "cpu avx2",
+        "backend": "cpu",
+        "config": CONFIG,
+        "graphs": [{"phase": "prefill", "length": 128}],
+        "kernels": [{"op": "attend", "chosen": "torch", "refused": {"nki": "no device"}}],
+        "weights": {"fingerprint": "ab" * 32, "source": "model", "files": ["a.safetensors"]},
+    }
+    return store.Manifest(**(values | changes))
+
+
+def populate(folder: Path, text: str = "one") -> None:
+    (folder / "weights").mkdir()
+    (folder / "neuron_config.json").write_bytes(json.dumps(CONFIG).encode())
+    (folder / "graphs.pt2").write_bytes(text.encode() * 100)
+    (folder / "empty.bin").write_bytes(b"")
+    (folder / "weights" / "tp0_sharded_checkpoint.safetensors").write_bytes(bytes(range(256)) * 3)
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    store.write_artifact(tmp_path / "model", make_manifest(), populate)
+    return tmp_path / "model"
+
+
+def rewrite_manifest(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the manifest and make its checksum right again, as only a forger would."""
+    body = json.loads((path / "manifest.json").read_bytes())
+    del body["sha256"]
+    change(body)
+    body["sha256"] = hashlib.sha256(canonical_json(body)).hexdigest()
+    (path / "manifest.json").write_bytes(
+        json.dumps(body, indent=1, sort_keys=True).encode() + b"\n"
+    )
+
+
+# --- writing and opening ----------------------------------------------------------------------
+
+
+def test_what_is_written_is_what_is_opened(tmp_path: Path):
+    written = store.write_artifact(tmp_path / "model", make_manifest(), populate)
+    opened = store.open_artifact(tmp_path / "model")
+    assert opened == written
+    assert dataclasses.replace(opened, files={}) == make_manifest()
+    assert sorted(opened.files) == [
+        "empty.bin",
+        "graphs.pt2",
+        "neuron_config.json",
+        "weights/tp0_sharded_checkpoint.safetensors",
+    ]
+    assert opened.files["empty.bin"] == {"sha256": hashlib.sha256(b"").hexdigest(), "size": 0}
+
+
+def test_a_forged_manifest_that_changes_nothing_is_accepted(artifact: Path):
+    """The negative of the forgeries below: they fail for what they change, not for being forged."""
+    rewrite_manifest(artifact, lambda body: None)
+    store.open_artifact(artifact)
+
+
+def test_writing_again_replaces_everything(artifact: Path):
+    store.write_artifact(
+        artifact, make_manifest(backend="eager"), lambda folder: (folder / "x").touch() or None
+    )
+    assert store.open_artifact(artifact).backend == "eager"
+    assert sorted(path.name for path in artifact.iterdir()) == ["manifest.json", "x"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+@pytest.mark.parametrize("is_first", [False, True])
+def test_every_single_disk_error_leaves_the_old_artefact(
+    tmp_path: Path, disk: Any, hidden_entries: Any, code: int, is_first: bool
+):
+    target = tmp_path / "model"
+    if not is_first:
+        store.write_artifact(target, make_manifest(backend="old"), populate)
+    new, failures = make_manifest(backend="new"), 0
+    for error in disk.failures(lambda: store.write_artifact(target, new, populate), code):
+        failures += 1
+        assert os.strerror(code) in str(error)
+        assert hidden_entries(tmp_path) == []
+        if is_first:
+            assert not target.exists()
+        else:
+            assert store.open_artifact(target).backend == "old"
+    assert failures > 12, "the disk never failed: the test tests nothing"
+    assert store.open_artifact(target).backend == "new"
+
+
+def test_a_failing_populate_leaves_the_old_artefact(artifact: Path):
+    def fail(folder: Path) -> None:
+        (folder / "half").touch()
+        raise RuntimeError("the compiler broke")
+
+    with pytest.raises(RuntimeError, match="the compiler broke"):
+        store.write_artifact(artifact, make_manifest(backend="new"), fail)
+    assert store.open_artifact(artifact).backend == "cpu"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "thesis.tex", ".git"])
+def test_a_folder_of_other_things_is_never_replaced(tmp_path: Path, name: str):
+    (tmp_path / "tokenizer.json").touch()
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(ArtifactError, match=f"'{name}'.*choose another folder"):
+        store.write_artifact(tmp_path, make_manifest(), populate)
+    assert (tmp_path / name).read_text() == "precious"
+
+
+def test_a_damaged_artefact_is_replaced(artifact: Path):
+    (artifact / "manifest.json").write_text("{")
+    (artifact / "graphs.pt2").unlink()
+    store.write_artifact(artifact, make_manifest(), populate)
+    store.open_artifact(artifact)
+
+
+def test_the_users_tokenizer_stays_through_compile_and_is_not_verified(tmp_path: Path):
+    target = tmp_path / "model"
+    (target / "additional_chat_templates").mkdir(parents=True)
+    (target / "additional_chat_templates" / "tools.jinja").write_text("template")
+    for text in ("first", "second"):
+        (target / "tokenizer_config.json").write_text(text)
+        store.write_artifact(target, make_manifest(), populate)
+        assert (target / "tokenizer_config.json").read_text() == text
+    assert (target / "additional_chat_templates" / "tools.jinja").read_text() == "template"
+    assert not any(name.startswith("tokenizer") for name in store.open_artifact(target).files)
+
+
+# --- damage -----------------------------------------------------------------------------------
+
+
+def test_every_truncation_is_found(artifact: Path):
+    for file in [path for path in artifact.rglob("*") if path.is_file()]:
+        data = file.read_bytes()
+        for part in range(64):
+            length = len(data) * part // 64
+            if length < len(data):
+                file.write_bytes(data[:length])
+                with pytest.raises(ArtifactError, match="compile it again"):
+                    store.open_artifact(artifact)
+        file.write_bytes(data)
+        store.open_artifact(artifact)
+
+
+def test_every_flipped_bit_is_found(artifact: Path):
+    rng = random.Random(20)
+    files = [path for path in artifact.rglob("*") if path.is_file() and path.stat().st_size]
+    assert len(files) == 4
+    for flip in range(1000):
+        file = files[flip % len(files)]
+        data = file.read_bytes()
+        damaged = bytearray(data)
+        damaged[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        file.write_bytes(damaged)
+        with pytest.raises(ArtifactError, match=file.name):
+            store.open_artifact(artifact)
+        file.write_bytes(data)
+    store.open_artifact(artifact)
+
+
+def test_every_bit_of_the_manifest_counts(artifact: Path):
+    data = store.read_manifest(artifact).encode()
+    for bit in range(8 * len(data)):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises((ValueError, RecursionError)):
+            store.Manifest.decode(bytes(damaged))
+
+
+def test_a_missing_file_is_named(artifact: Path):
+    (artifact / "graphs.pt2").unlink()
+    with pytest.raises(ArtifactError, match=r"'graphs.pt2' is missing.*compile it again"):
+        store.open_artifact(artifact)
+
+
+@pytest.mark.parametrize("name", ["extra.bin", "weights/extra.safetensors", "weights/tokenizer.so"])
+def test_an_unlisted_file_is_named(artifact: Path, name: str):
+    (artifact / name).touch()
+    with pytest.raises(ArtifactError, match=f"'{name}' is not listed"):
+        store.open_artifact(artifact)
+
+
+@pytest.mark.parametrize("missing", ["manifest.json", "."])
+def test_what_has_no_manifest_is_no_artefact(tmp_path: Path, artifact: Path, missing: str):
+    (artifact / "manifest.json").unlink()
+    path = artifact if missing != "." else tmp_path / "nowhere"
+    with pytest.raises(ArtifactError, match=r"manifest.json is missing"):
+        store.open_artifact(path)
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"a": NaN}'])
+def test_a_manifest_that_is_something_else_is_refused(artifact: Path, text: bytes):
+    (artifact / "manifest.json").write_bytes(text)
+    with pytest.raises(ArtifactError, match=r"manifest.json: not a sound manifest"):
+        store.open_artifact(artifact)
+
+
+def forge(field: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda body: body.__setitem__(field, value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (forge("schema_version", 2), "schema version is not 1"),
+        (forge("schema_version", None), "schema version is not 1"),
+        (forge("backend", 3), "wrong fields: .'backend'"),
+        (forge("files", []), "wrong fields: .'files'"),
+        (forge("color", "red"), "unknown.*'color'"),
+        (lambda body: body.pop("weights"), "missing.*'weights'"),
+        (lambda body: body["files"].__setitem__("graphs.pt2", 7), "graphs.pt2: damaged"),
+        (lambda body: body["files"]["graphs.pt2"].__setitem__("size", 1), "graphs.pt2: damaged"),
+    ],
+)
+def test_forged_manifests_are_refused(artifact: Path, change: Any, message: str):
+    rewrite_manifest(artifact, change)
+    with pytest.raises(ArtifactError, match=message):
+        store.open_artifact(artifact)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../secret", "weights/../../secret", "/etc/passwd", "", ".", "weights", "a\0b", "weights\\x"],
+)
+def test_a_listed_name_cannot_lead_out_of_the_folder(artifact: Path, name: str):
+    secret = artifact.parent / "secret"
+    secret.write_text("secret")
+    record = {"sha256": hashlib.sha256(b"secret").hexdigest(), "size": 6}
+    rewrite_manifest(artifact, lambda body: body["files"].__setitem__(name, record))
+    with pytest.raises(ArtifactError, match="is missing from the folder"):
+        store.open_artifact(artifact)
+
+
+@pytest.mark.parametrize("name", ["graphs.pt2", "weights", "manifest.json", "tokenizer.json"])
+def test_links_are_refused_even_to_the_right_content(artifact: Path, name: str):
+    (artifact / name).exists() and (artifact / name).rename(artifact.parent / "elsewhere")
+    (artifact / name).symlink_to(artifact.parent / "elsewhere")
+    with pytest.raises(ArtifactError, match=f"{name}: a link"):
+        store.open_artifact(artifact)
+
+
+def test_an_artefact_replaced_while_it_is_read_is_read_again(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+):
+    real, reads = store.read_manifest, []
+
+    def replace_after_reading(path: Path) -> store.Manifest:
+        manifest = real(path)
+        if not reads:
+            new = make_manifest(backend="new")
+            store.write_artifact(path, new, lambda folder: populate(folder, "two"))
+        reads.append(manifest.backend)
+        return manifest
+
+    monkeypatch.setattr(store, "read_manifest", replace_after_reading)
+    assert store.open_artifact(artifact).backend == "new"
+    assert reads == ["cpu", "new"]
+
+
+# --- kills ------------------------------------------------------------------------------------
+
+KILLED_WRITER = Path(__file__).with_name("killed_writer.py").read_text()
+
+
+def test_a_kill_at_any_moment_leaves_old_or_new(tmp_path: Path, start_script: Callable[..., Any]):
+    output, _ = start_script(KILLED_WRITER, tmp_path, "atomic").communicate(timeout=120)
+    assert output.startswith("kills ")
+    assert int(output.split()[1]) >= 200
+
+
+def test_the_kill_test_notices_a_careless_writer(tmp_path: Path, start_script: Callable[..., Any]):
+    output, _ = start_script(KILLED_WRITER, tmp_path, "careless").communicate(timeout=120)
+    assert output.startswith("BROKEN a mix")
+
+
+# --- matching ---------------------------------------------------------------------------------
+
+EXPECTED = {
+    "library_version": "0.1.0",
+    "torch_version": "2.13.0",
+    "platform": "cpu avx2",
+    "backend": "cpu",
+    "config": {"hidden_size": 64, "neuron_config": {"tp_degree": 2, "buckets": (128, 256)}},
+    "weights_fingerprint": "ab" * 32,
+}
+
+
+def test_an_artefact_matches_what_it_was_built_for(artifact: Path):
+    store.check_matches(store.open_artifact(artifact), EXPECTED)
+    store.check_matches(store.open_artifact(artifact), EXPECTED | {"weights_fingerprint": None})
+
+
+@pytest.mark.parametrize("name", ["library_version", "torch_version", "platform", "backend"])
+def test_each_version_and_platform_decides(name: str):
+    with pytest.raises(ArtifactError, match=f"  {name}: built for '.*', asked for 'other'"):
+        store.check_matches(make_manifest(), EXPECTED | {name: "other"})
+
+
+def test_all_differences_are_listed_with_the_remedy():
+    neuron_config = {"tp_degree": 4, "buckets": [128]}
+    asked = EXPECTED | {
+        "weights_fingerprint": "cd" * 32,
+        "config": {"hidden_size": 64, "neuron_config": neuron_config, "vocab_size": 8},
+    }
+    with pytest.raises(ArtifactError) as caught:
+        store.check_matches(make_manifest(), asked)
+    assert str(caught.value).splitlines() == [
+        "the artefact does not fit:",
+        "  config.neuron_config.buckets: built for [128, 256], asked for [128]",
+        "  config.neuron_config.tp_degree: built for 2, asked for 4",
+        "  config.vocab_size: built for '(absent)', asked for 8",
+        f"  weights_fingerprint: built for '{'ab' * 32}', asked for '{'cd' * 32}'",
+        "compile it again with model.compile(path)",
+    ]
+
+
+@pytest.mark.parametrize("ignored", ["config.neuron_config.tp_degree", "config.neuron_config"])
+def test_ignored_values_do_not_decide(ignored: str):
+    config = {"hidden_size": 64, "neuron_config": {"tp_degree": 4, "buckets": [128, 256]}}
+    store.check_matches(make_manifest(), EXPECTED | {"config": config}, ignore=[ignored])
+    with pytest.raises(ArtifactError, match="tp_degree"):
+        store.check_matches(
+            make_manifest(), EXPECTED | {"config": config}, ignore=["config.neuron_config.tp"]
+        )
+
+
+def test_difference_of_nested_dicts():
+    assert store.difference({"a": {"b": 1}, "c": 2}, {"a": {"b": 1}, "c": 2.0}) == []
+    assert store.difference({"a": {"b": 1}}, {"a": {"b": None}}) == [
+        "a.b: built for 1, asked for None"
+    ]
+    assert store.difference({"a": {"b": 1}}, {"a": 1}) == ["a: built for {'b': 1}, asked for 1"]
+
+
+# --- fingerprints -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    monkeypatch.setenv("NXDI_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(store, "_SETTLED_NS", -(10**18))
+    paths = [tmp_path / f"{name}.safetensors" for name in "ab"]
+    for path in paths:
+        path.write_bytes(path.name.encode() * 10)
+    return paths
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files whose content was read to be hashed."""
+    names: list[str] = []
+    real = store.sha256_file
+
+    def spy(path: Path) -> str:
+        names.append(path.name)
+        return real(path)
+
+    monkeypatch.setattr(store, "sha256_file", spy)
+    return names
+
+
+def test_a_fingerprint_depends_on_names_and_contents_only(shards: list[Path], tmp_path: Path):
+    fingerprint = store.weights_fingerprint(shards)
+    assert store.weights_fingerprint(shards[::-1]) == fingerprint
+    moved = [tmp_path / "moved" / path.name for path in shards]
+    moved[0].parent.mkdir()
+    for old, new in zip(shards, moved, strict=True):
+        new.write_bytes(old.read_bytes())
+    assert store.weights_fingerprint(moved) == fingerprint
+    assert store.weights_fingerprint(shards[:1]) != fingerprint
+    renamed = moved[0].rename(tmp_path / "moved" / "c.safetensors")
+    assert store.weights_fingerprint([renamed, moved[1]]) != fingerprint
+
+
+def test_contents_are_hashed_once(shards: list[Path], hashed: list[str]):
+    first = store.weights_fingerprint(shards)
+    assert sorted(hashed) == ["a.safetensors", "b.safetensors"]
+    assert store.weights_fingerprint(shards) == first
+    assert len(hashed) == 2
+
+
+def test_a_changed_file_is_hashed_again_even_if_size_and_time_stay(
+    shards: list[Path], hashed: list[str]
+):
+    first, stat = store.weights_fingerprint(shards), shards[0].stat()
+    data = bytearray(shards[0].read_bytes())
+    data[0] ^= 1
+    shards[0].write_bytes(data)
+    os.utime(shards[0], ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert store.weights_fingerprint(shards) != first
+    assert hashed[2:] == ["a.safetensors"]
+
+
+def test_a_file_that_has_just_changed_is_not_remembered(
+    shards: list[Path], hashed: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(store, "_SETTLED_NS", 10**18)
+    assert store.weights_fingerprint(shards) == store.weights_fingerprint(shards)
+    assert len(hashed) == 4
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\xff", b"0 0", b"0" * 64 + b" " + b"0" * 64, None])
+def test_a_damaged_note_is_ignored_and_mended(
+    shards: list[Path], hashed: list[str], tmp_path: Path, damage: bytes | None
+):
+    first = store.weights_fingerprint(shards)
+    notes = list((tmp_path / "cache" / "hashes").iterdir())
+    assert len(notes) == 2
+    for note in notes:
+        data = note.read_bytes()
+        note.write_bytes(data.translate(bytes.maketrans(b"0", b"1")) if damage is None else damage)
+    assert store.weights_fingerprint(shards) == first
+    assert store.weights_fingerprint(shards) == first
+    assert len(hashed) == 4
+
+
+def test_a_note_of_another_file_is_ignored(shards: list[Path], hashed: list[str], tmp_path: Path):
+    first = store.weights_fingerprint(shards)
+    one, two = (tmp_path / "cache" / "hashes").iterdir()
+    one.write_bytes(two.read_bytes())
+    assert store.weights_fingerprint(shards) == first
+    assert len(hashed) == 3
+
+
+def test_without_a_cache_folder_fingerprints_still_work(shards: list[Path], tmp_path: Path):
+    (tmp_path / "cache").write_text("in the way")
+    assert store.weights_fingerprint(shards) == store.weights_fingerprint(shards)
+
+
+def test_a_missing_checkpoint_file_is_named(shards: list[Path]):
+    shards[1].unlink()
+    with pytest.raises(ArtifactError, match=r"b\.safetensors"):
+        store.weights_fingerprint(shards)
+
+
+# --- listing and removing ---------------------------------------------------------------------
+
+
+def test_list_artifacts_finds_sound_and_damaged_ones(artifact: Path):
+    root = artifact.parent
+    store.write_artifact(root / "family" / "small", make_manifest(), populate)
+    (artifact / "manifest.json").write_text("damaged")
+    (root / "family" / "notes").mkdir()
+    (root / ".model.1-0123abcd.nxdi-new").mkdir()
+    (root / ".model.1-0123abcd.nxdi-new" / "manifest.json").touch()
+    assert store.list_artifacts(root) == [root / "family" / "small", artifact]
+    assert store.list_artifacts(root / "nowhere") == []
+
+
+def test_remove_artifact(artifact: Path):
+    store.remove_artifact(artifact.parent, "model")
+    assert not artifact.exists()
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> tuple[Path, Path]:
+    """A root, and an artefact beside it that must survive."""
+    store.write_artifact(tmp_path / "outside", make_manifest(), populate)
+    root = tmp_path / "root"
+    (root / "plain").mkdir(parents=True)
+    (root / "link").symlink_to(tmp_path / "outside")
+    (root / "manifest.json").touch()
+    return root, tmp_path / "outside"
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside", "link", "plain/../../outside", ".", "", "..", "plain", "x"]
+)
+def test_nothing_but_artefacts_inside_the_root_is_removed(outside: tuple[Path, Path], name: str):
+    root, precious = outside
+    before = sorted(root.iterdir())
+    with pytest.raises(ArtifactError, match="is no artefact in"):
+        store.remove_artifact(root, name)
+    with pytest.raises(ArtifactError, match="is no artefact in"):
+        store.remove_artifact(root, str(precious))
+    store.open_artifact(precious)
+    assert sorted(root.iterdir()) == before
+
+
+def test_a_removal_waits_for_the_writer(artifact: Path):
+    with locked(artifact):
+        store.remove_artifact(artifact.parent, "model")
+    assert not artifact.exists()
