@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import nxdi
 from nxdi import env
 from nxdi.config import InferenceConfig, NeuronConfig
 from nxdi.errors import ConfigError
@@ -23,6 +21,7 @@ from nxdi.runtime.artifact import Artifact
 from nxdi.runtime.backend import Program, StepModule
 from nxdi.runtime.backends.choice import make_backend
 from nxdi.runtime.checkpoint import find_checkpoint, read_checkpoint
+from nxdi.runtime.fingerprint import code_version
 from nxdi.runtime.runner import Runner
 from nxdi.runtime.weights import check_weights, cut_for_rank, model_tensors
 from nxdi.types import Phase
@@ -38,7 +37,7 @@ class NeuronApplicationBase:
     and where its weights came from.
     """
 
-    _model_cls: Callable[[InferenceConfig], nn.Module]
+    _model_cls: type[nn.Module]
     _config_cls: type[InferenceConfig] = InferenceConfig
     _STATE_DICT_MODEL_PREFIX = "model."
 
@@ -178,7 +177,7 @@ class NeuronApplicationBase:
     def identity(self) -> dict[str, Any]:
         """What decides whether a compiled artefact serves this model."""
         return {
-            "library_version": nxdi.__version__,
+            "library_version": code_version(type(self), type(self)._model_cls, type(self.config)),
             "torch_version": torch.__version__,
             "platform": self.backend.platform(),
             "backend": self.backend.name,

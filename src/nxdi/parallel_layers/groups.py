@@ -194,7 +194,8 @@ class SimulatedWorld:
         members = tuple(ranks)
         with self._changed:
             me = self._ranks[rank]
-            me.posted = (x, members)
+            # A copy: compiled code reuses the memory of x as soon as its own rank goes on.
+            me.posted = (x.clone(), members)
             if all(self._is_waiting_for(other, members) for other in members):
                 self._deliver(members)
             else:

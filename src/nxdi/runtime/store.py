@@ -28,7 +28,6 @@ from nxdi.runtime.files import (
     explain_os_errors,
     hash_files,
     list_files,
-    locked,
     recover,
     remove_directory,
     sha256_file,
@@ -101,16 +100,13 @@ def write_artifact(target: Path, manifest: Manifest, populate: Callable[[Path], 
     Raises: ArtifactError if `target` holds something else than an artefact, or on a disk error.
     After any failure, and after a kill, `target` is what it was before.
     """
-    with locked(target):
-        recover(target)
-        kept = _user_files(target)
-        with atomic_directory(target) as folder:
-            for path in kept:
-                copy = shutil.copytree if path.is_dir() else shutil.copy2
-                copy(path, folder / path.name)
-            populate(folder)
-            written = replace(manifest, files=hash_files(_own_files(folder)))
-            (folder / MANIFEST).write_bytes(written.encode())
+    with atomic_directory(target) as folder:
+        for path in _user_files(target):
+            copy = shutil.copytree if path.is_dir() else shutil.copy2
+            copy(path, folder / path.name)
+        populate(folder)
+        written = replace(manifest, files=hash_files(_own_files(folder)))
+        (folder / MANIFEST).write_bytes(written.encode())
     return written
 
 
@@ -235,8 +231,7 @@ def _own_files(folder: Path) -> dict[str, Path]:
 
 def _user_files(target: Path) -> list[Path]:
     """Entries of `target` to carry over. Raises: ArtifactError if it may not be replaced."""
-    with explain_os_errors(target):
-        entries = list(target.iterdir()) if target.exists() else []
+    entries = list(target.iterdir()) if target.exists() else []
     kept = [path for path in entries if path.name.startswith(_USER_FILES)]
     strays = {path.name for path in entries} - {path.name for path in kept}
     if strays and MANIFEST not in strays:

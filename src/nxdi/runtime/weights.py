@@ -49,7 +49,8 @@ def cut_for_rank(wanted: Mapping[str, Tensor], full: Mapping[str, Tensor], rank:
         if shard is not None:
             piece = shard.cut(piece, rank, tuple(tensor.shape))  # type: ignore[arg-type]  # RankShard needs no tensor
         assert piece is not None
-        cut[name] = piece.to(tensor.dtype)
+        # Compiled graphs assume dense weights; rows of a checkpoint are dense already, columns are copied.
+        cut[name] = piece.to(tensor.dtype).contiguous()
     return cut
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import threading
 from collections.abc import Callable
@@ -101,6 +102,18 @@ def test_a_piece_with_wrong_files_is_built_again(damage: Callable[[Path], Any]):
     get_or_build(KEY, build)
     assert sorted(path.name for path in folder.iterdir()) == ["checksums.json", "deep", "piece.so"]
     get_or_build(KEY, never)
+
+
+def test_a_piece_that_cannot_be_read_is_built_again(monkeypatch: pytest.MonkeyPatch):
+    get_or_build(KEY, build)
+    builds: list[Path] = []
+
+    def fail(path: Path) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    get_or_build(KEY, lambda folder: builds.append(folder))
+    assert len(builds) == 1
 
 
 def test_every_disk_error_leaves_no_piece(

@@ -116,6 +116,9 @@ def test_everything_is_forced_to_disk_before_it_is_renamed(
     inodes = {path.stat().st_ino for path in (target, *target.rglob("*"))}
     assert set(events[: events.index("rename")]) == inodes
     assert events[events.index("rename") + 1 :] == [tmp_path.stat().st_ino]
+    events.clear()
+    files.atomic_write(tmp_path / "note", b"x")
+    assert events == [(tmp_path / "note").stat().st_ino, "rename", tmp_path.stat().st_ino]
 
 
 def test_a_disk_that_keeps_failing_leaves_old_or_new(

@@ -151,6 +151,20 @@ def test_the_users_tokenizer_stays_through_compile_and_is_not_verified(tmp_path:
     assert not any(name.startswith("tokenizer") for name in store.open_artifact(target).files)
 
 
+def test_a_kill_between_the_renames_does_not_cost_the_tokenizer(artifact: Path):
+    (artifact / "tokenizer.json").write_text("mine")
+    artifact.rename(artifact.parent / ".model.123-0123abcd.nxdi-old")
+    store.write_artifact(artifact, make_manifest(), populate)
+    assert (artifact / "tokenizer.json").read_text() == "mine"
+
+
+def test_a_file_in_the_way_is_kept(tmp_path: Path):
+    (tmp_path / "model").write_text("mine")
+    with pytest.raises(ArtifactError, match="Not a directory"):
+        store.write_artifact(tmp_path / "model", make_manifest(), populate)
+    assert (tmp_path / "model").read_text() == "mine"
+
+
 # --- damage -----------------------------------------------------------------------------------
 
 
@@ -424,6 +438,24 @@ def test_a_file_that_has_just_changed_is_not_remembered(
     assert len(hashed) == 4
 
 
+def test_a_file_that_changes_while_it_is_read_is_not_remembered(
+    shards: list[Path], monkeypatch: pytest.MonkeyPatch
+):
+    real = store.sha256_file
+
+    def change_after_reading(path: Path) -> str:
+        digest = real(path)
+        path.write_bytes(b"changed")
+        return digest
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "sha256_file", change_after_reading)
+        before = store.weights_fingerprint(shards)
+    after = store.weights_fingerprint(shards)
+    assert after != before
+    assert store.weights_fingerprint(shards) == after
+
+
 @pytest.mark.parametrize("damage", [b"", b"\xff\xff", b"0 0", b"0" * 64 + b" " + b"0" * 64, None])
 def test_a_damaged_note_is_ignored_and_mended(
     shards: list[Path], hashed: list[str], tmp_path: Path, damage: bytes | None
@@ -465,6 +497,7 @@ def test_list_artifacts_finds_sound_and_damaged_ones(artifact: Path):
     root = artifact.parent
     store.write_artifact(root / "family" / "small", make_manifest(), populate)
     (artifact / "manifest.json").write_text("damaged")
+    (artifact / "weights" / "manifest.json").touch()
     (root / "family" / "notes").mkdir()
     (root / ".model.1-0123abcd.nxdi-new").mkdir()
     (root / ".model.1-0123abcd.nxdi-new" / "manifest.json").touch()

@@ -164,7 +164,9 @@ def test_the_permutation_of_q_and_k_matters(tmp_path: Path, model: LlamaForCausa
     assert (logits(converted) - logits(model)).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("kind", [Kind.Q8_0, Kind.Q4_1, Kind.F16, Kind.BF16])
+@pytest.mark.parametrize(
+    "kind", [Kind.Q8_0, Kind.Q4_1, Kind.F16, Kind.BF16], ids=lambda kind: kind.name
+)
 def test_quantised_tensors_are_dequantised_exactly(
     tmp_path: Path, model: LlamaForCausalLM, kind: Kind
 ) -> None:

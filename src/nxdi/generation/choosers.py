@@ -1,0 +1,121 @@
+"""How the next token of each row is chosen from one step's outputs: on the device, or on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from nxdi.config import NeuronConfig
+from nxdi.errors import UnsupportedError
+from nxdi.graph.sampling_inputs import prepare_sampling_params
+from nxdi.models.causal_lm import CausalLMOutput
+
+# What the sampler in the graph computes itself, from sampling_params.
+_IN_GRAPH = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
+_REMEDY = "compile with on_device_sampling_config=None, or with output_logits=True, to sample on the host"
+
+
+@dataclass
+class Chosen:
+    """One token per row [B]; logits and processed scores [B, vocab] where they came to the host."""
+
+    tokens: Tensor
+    logits: Tensor | None = None
+    scores: Tensor | None = None
+
+
+class Chooser(Protocol):
+    """Chooses next tokens; `inputs` are what it adds to each forward call."""
+
+    inputs: dict[str, Any]
+
+    def choose(self, input_ids: Tensor, output: CausalLMOutput) -> Chosen: ...
+
+
+class DeviceChooser:
+    """The tokens that the graph sampled."""
+
+    def __init__(self, sampling_params: Tensor | None, seeds: Sequence[int] | None) -> None:
+        self.inputs = {"sampling_params": sampling_params, "seeds": seeds}
+
+    def choose(self, input_ids: Tensor, output: CausalLMOutput) -> Chosen:
+        assert output.tokens is not None
+        logits = None if output.logits is None else output.logits[:, -1]
+        return Chosen(output.tokens.long(), logits, logits)
+
+
+class HostChooser:
+    """transformers' own logits processors, then argmax or a draw from torch's generator, as in transformers."""
+
+    def __init__(self, processors: LogitsProcessorList, do_sample: bool) -> None:
+        self.inputs: dict[str, Any] = {}
+        self._processors, self._do_sample = processors, do_sample
+
+    def choose(self, input_ids: Tensor, output: CausalLMOutput) -> Chosen:
+        assert output.logits is not None
+        logits = output.logits[:, -1].float()
+        scores = self._processors(input_ids, logits.clone())
+        if self._do_sample:
+            tokens = torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1).squeeze(1)
+        else:
+            tokens = torch.argmax(scores, dim=-1)
+        return Chosen(tokens, logits, scores)
+
+
+def make_chooser(
+    neuron_config: NeuronConfig,
+    generation_config: GenerationConfig,
+    processors: LogitsProcessorList,
+    num_rows: int,
+    *,
+    sampling_params: Tensor | None,
+    seeds: Sequence[int] | None,
+) -> Chooser:
+    """On the device where the graph can honour the request, else on the host where it returns logits.
+
+    Raises: UnsupportedError naming what neither can do.
+    """
+    on_device = neuron_config.on_device_sampling_config
+    do_sample = bool(generation_config.do_sample)
+    can_sample = on_device is not None and (on_device.do_sample or on_device.dynamic)
+    beyond = [type(p).__name__ for p in processors if not isinstance(p, _IN_GRAPH)]
+    if do_sample and not can_sample:
+        beyond.append("do_sample=True (the graph was compiled greedy)")
+    if generation_config.return_dict_in_generate and (generation_config.output_scores or generation_config.output_logits):
+        beyond.append("output_scores or output_logits")
+    if on_device is not None and not beyond:
+        if can_sample and sampling_params is None:
+            sampling_params = _params(generation_config, num_rows)
+        return DeviceChooser(sampling_params, seeds)
+    if on_device is not None and not neuron_config.output_logits:
+        raise UnsupportedError(f"the graph samples on the device and cannot honour {', '.join(beyond)}; {_REMEDY}")
+    if seeds is not None or sampling_params is not None:
+        given = "seeds" if seeds is not None else "sampling_params"
+        raise UnsupportedError(
+            f"{given} belong to sampling in the graph, but this request is sampled on the host; use torch.manual_seed and "
+            "GenerationConfig, or compile with on_device_sampling_config=OnDeviceSamplingConfig(dynamic=True)"
+        )
+    return HostChooser(processors, do_sample)
+
+
+def _params(config: GenerationConfig, num_rows: int) -> Tensor:
+    if not config.do_sample:
+        return prepare_sampling_params(num_rows, top_k=1)
+    top_k = config.top_k if config.top_k is not None else 0
+    return prepare_sampling_params(
+        num_rows,
+        top_k=top_k,
+        top_p=1.0 if config.top_p is None else config.top_p,
+        temperature=1.0 if config.temperature is None else config.temperature,
+    )

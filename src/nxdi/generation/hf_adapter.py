@@ -1,0 +1,163 @@
+"""transformers' generate() over a compiled model: same call, same options, or a refusal by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from nxdi.config.from_hf import to_pretrained_config
+from nxdi.errors import BucketError, ShapeError, UnsupportedError
+from nxdi.generation.choosers import make_chooser
+from nxdi.generation.loop import decode_loop
+from nxdi.graph.plan import check_capacity
+from nxdi.models.causal_lm import CausalLMOutput, NeuronBaseForCausalLM
+
+# Options that ask for another algorithm than one token after the other, with their neutral values.
+_REFUSED: dict[str, tuple[Any, ...]] = {
+    "num_beams": (None, 1),
+    "num_beam_groups": (None, 1),
+    "penalty_alpha": (None, 0, 0.0),
+    "dola_layers": (None,),
+    "constraints": (None,),
+    "force_words_ids": (None,),
+    "assistant_model": (None,),
+    "prompt_lookup_num_tokens": (None,),
+    "custom_generate": (None,),
+    "negative_prompt_ids": (None,),
+    "guidance_scale": (None, 1, 1.0),
+    "cache_implementation": (None,),
+    "past_key_values": (None,),
+    "inputs_embeds": (None,),
+    "output_attentions": (None, False),
+    "output_hidden_states": (None, False),
+}
+
+
+class HuggingFaceGenerationAdapter(GenerationMixin):  # type: ignore[misc]  # transformers exports it as Any
+    """A loaded model with transformers' `generate`.
+
+    Everything GenerationConfig says is honoured through transformers' own processors and stopping criteria, or refused by
+    name. Prompts may be padded on either side; any number of rows up to `batch_size` works. `seeds` (one per row) and
+    `sampling_params` [B, 3] reach the sampler in the graph.
+    """
+
+    main_input_name = "input_ids"
+    input_modalities = ("text",)
+    base_model_prefix = ""
+    _is_stateful = False
+
+    def __init__(self, model: NeuronBaseForCausalLM) -> None:
+        self.neuron_model = model
+        self.neuron_config = model.neuron_config
+        self.config = to_pretrained_config(model.config)
+        self.generation_config = _generation_config(model.model_path, self.config)
+        self.device = torch.device("cpu")
+
+    def can_generate(self) -> bool:
+        return True
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        seeds: Sequence[int] | None = None,
+        sampling_params: Tensor | None = None,
+    ) -> CausalLMOutput:
+        """One prefill step; decoding goes through `generate`."""
+        return self.neuron_model(input_ids, attention_mask, seeds=seeds, sampling_params=sampling_params)
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **model_kwargs: Any) -> dict[str, Any]:
+        return {"input_ids": input_ids, **model_kwargs}
+
+    def generate(
+        self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, **kwargs: Any
+    ) -> Tensor | GenerateDecoderOnlyOutput:
+        """As transformers' `generate`.
+
+        Returns: token ids [B, prompt + new], or a dictionary with `return_dict_in_generate=True`.
+        Raises: UnsupportedError for beam search and other algorithms, naming the option; BucketError for a request that does
+        not fit the compiled lengths or batch, before anything is computed.
+        """
+        _refuse(kwargs, generation_config or self.generation_config)
+        prompt = kwargs.get("input_ids") if inputs is None else inputs
+        if prompt is None or prompt.dim() != 2 or 0 in prompt.shape:
+            shape = None if prompt is None else tuple(prompt.shape)
+            raise ShapeError(f"generate needs input_ids [batch, tokens] with at least one token, not {shape}")
+        result: Tensor | GenerateDecoderOnlyOutput = super().generate(inputs, generation_config, **kwargs)
+        return result
+
+    def _sample(
+        self,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        synced_gpus: bool = False,
+        streamer: Any = None,
+        **model_kwargs: Any,
+    ) -> Tensor | GenerateDecoderOnlyOutput:
+        """transformers calls this once it has prepared everything, for greedy search and for sampling."""
+        mask = model_kwargs.get("attention_mask")
+        mask = torch.ones_like(input_ids) if mask is None else mask
+        self._check_fit(input_ids, mask, generation_config)
+        chooser = make_chooser(
+            self.neuron_config,
+            generation_config,
+            logits_processor,
+            input_ids.shape[0],
+            sampling_params=model_kwargs.get("sampling_params"),
+            seeds=model_kwargs.get("seeds"),
+        )
+        pad = generation_config._pad_token_tensor
+        done = decode_loop(
+            self.neuron_model,
+            input_ids,
+            mask,
+            chooser=chooser,
+            stopping=stopping_criteria,
+            pad_token_id=None if pad is None else int(pad),
+            streamer=streamer,
+        )
+        if not generation_config.return_dict_in_generate:
+            return done.input_ids
+        return GenerateDecoderOnlyOutput(
+            sequences=done.input_ids,
+            scores=tuple(done.scores) if generation_config.output_scores else None,
+            logits=tuple(done.logits) if generation_config.output_logits else None,
+        )
+
+    def _check_fit(self, input_ids: Tensor, mask: Tensor, generation_config: GenerationConfig) -> None:
+        num_rows, width = input_ids.shape
+        if num_rows > self.neuron_config.max_batch_size:
+            raise BucketError(
+                f"{num_rows} prompts do not fit batch_size={self.neuron_config.max_batch_size}; "
+                "pass fewer at a time, or raise batch_size and compile again"
+            )
+        prompt_len = int(mask.sum(dim=1).max())
+        if self.neuron_config.allow_input_truncation:
+            prompt_len = min(prompt_len, self.neuron_config.max_context_length)
+        check_capacity(self.neuron_config, prompt_len, int(generation_config.max_length) - width)
+
+    def _prepare_cache_for_generation(self, *args: Any, **kwargs: Any) -> None:
+        """The cache lives in the compiled model; transformers has none to prepare."""
+
+
+def _refuse(kwargs: dict[str, Any], config: GenerationConfig) -> None:
+    for name, neutral in _REFUSED.items():
+        value = kwargs.get(name, getattr(config, name, None))
+        if not any(value is item or value == item for item in neutral):
+            raise UnsupportedError(
+                f"generate({name}={value!r}) is not supported; only greedy search and sampling are: leave {name} out"
+            )
+
+
+def _generation_config(folder: Path, config: Any) -> GenerationConfig:
+    if (folder / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(folder)
+    return GenerationConfig.from_model_config(config)

@@ -1,0 +1,80 @@
+"""One call from a model folder to a model that runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from nxdi import env
+from nxdi.config import load_pretrained_config
+from nxdi.errors import ConfigError
+from nxdi.models.causal_lm import NeuronBaseForCausalLM
+from nxdi.models.registry import class_for_folder
+from nxdi.runtime.artifact import Artifact
+from nxdi.runtime.files import locked
+from nxdi.runtime.store import MANIFEST, weights_fingerprint
+
+
+class AutoModelForCausalLM:
+    """Picks the class for a folder's `config.json`, compiles or finds the compiled graphs, and loads them."""
+
+    def __init__(self) -> None:
+        raise ConfigError("use AutoModelForCausalLM.from_pretrained(model_dir, seq_len=..., ...)")
+
+    @staticmethod
+    def class_for(model_dir: str | PathLike[str]) -> type[NeuronBaseForCausalLM]:
+        """The class that serves the architecture in `config.json`. Raises: UnsupportedError if none does."""
+        return class_for_folder(Path(model_dir))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_dir: str | PathLike[str],
+        *,
+        artifact_dir: str | PathLike[str] | None = None,
+        progress: bool | None = None,
+        **options: Any,
+    ) -> NeuronBaseForCausalLM:
+        """A loaded model.
+
+        model_dir: a Hugging Face folder, or an artefact written by `compile` (which takes no options).
+        artifact_dir: where the compiled graphs are, or are put if there are none; default: a folder in the cache named
+        after everything that decides them, so that any change leads to another folder.
+        options: keywords of NeuronConfig.
+        Raises: ArtifactError if `artifact_dir` holds graphs made for something else.
+        """
+        folder = Path(model_dir)
+        if (folder / MANIFEST).is_file():
+            return _from_artifact(folder, options)
+        model_cls = cls.class_for(folder)
+        config_cls = model_cls.get_config_cls()
+        neuron_config = config_cls.get_neuron_config_cls()(**options)
+        model = model_cls(folder, config_cls(neuron_config, load_config=load_pretrained_config(folder)))
+        path = Path(artifact_dir) if artifact_dir is not None else default_artifact_dir(model)
+        with locked(path):
+            if not Artifact(path).fits(model):
+                model.compile(path, progress)
+            model.load(path)
+        return model
+
+
+def default_artifact_dir(model: NeuronBaseForCausalLM) -> Path:
+    """The folder in the cache for exactly this model, configuration, code, machine and weights."""
+    facts = {**model.identity(), "weights": weights_fingerprint(model.checkpoint_files())}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return env.cache_dir() / "artifacts" / f"{model.model_path.resolve().name}-{digest[:16]}"
+
+
+def _from_artifact(folder: Path, options: dict[str, Any]) -> NeuronBaseForCausalLM:
+    if options:
+        raise ConfigError(
+            f"{folder} is compiled already and takes no options, but got {sorted(options)}; "
+            "give the Hugging Face folder to compile it anew"
+        )
+    source = Artifact(folder).weights_source()
+    model = AutoModelForCausalLM.class_for(source)(folder)
+    model.load(folder)
+    return model
