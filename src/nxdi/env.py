@@ -1,4 +1,4 @@
-"""Every environment variable the library reads, with its meaning and default; nothing else reads `os.environ`."""
+"""Every environment variable the library reads; nothing else reads `os.environ`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ def cache_dir() -> Path:
 
 
 def cxx() -> str | None:
-    """`CXX`: the C++ compiler that builds graphs and kernels. Default: the first `g++` or `clang++` found."""
+    """`CXX`: the C++ compiler that builds graphs and kernels.
+
+    Default: the first `g++` or `clang++` found.
+    """
     return os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 
 

@@ -1,7 +1,7 @@
 """Every error the library raises on purpose.
 
-Each message names the offending value, the limit it broke and the remedy. The classes also derive from
-the built-in exception a caller would expect, so `except ValueError` keeps working.
+Each message names the offending value, the limit it broke and the remedy. The classes also derive
+from the built-in exception a caller would expect, so `except ValueError` keeps working.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class ConfigError(NxdiError, ValueError):
 
 
 class UnsupportedError(NxdiError):
-    """The request is understood but not offered here; the message says why and what to do instead."""
+    """The request is understood but not offered; the message says why and what to do instead."""
 
 
 class BucketError(NxdiError, ValueError):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,26 +18,31 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("answer options")
     group.add_argument(
         "--max-new-tokens",
-        type=int,
+        type=_within(int, 1),
         metavar="N",
         help=f"most tokens to add (default: {DEFAULT_MAX_NEW_TOKENS}, or fewer if the sequence "
         "length leaves less room)",
     )
-    group.add_argument("--temperature", type=float, metavar="T", help="0 is greedy")
-    group.add_argument("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens")
-    group.add_argument("--top-p", type=float, metavar="P", help="sample from this probability mass")
+    group.add_argument("--temperature", type=_within(float, 0), metavar="T", help="0 is greedy")
+    group.add_argument("--top-k", type=_within(int, 1), metavar="K", help="the K likeliest tokens")
+    group.add_argument(
+        "--top-p", type=_within(float, 0, 1), metavar="P", help="the likeliest tokens, up to mass P"
+    )
     group.add_argument("--seed", type=int, metavar="N", help="repeatable sampling")
     group.add_argument("--no-stream", action="store_true", help="print the answer when complete")
-    parser.epilog = "Decoding is greedy unless --temperature, --top-k or --top-p is given."
+    parser.epilog = (
+        "Decoding is greedy unless --temperature, --top-k or --top-p is given; then tokens are "
+        "sampled, with no other limit than the ones given."
+    )
 
 
 def sampling_keywords(args: argparse.Namespace) -> dict[str, Any]:
     """The keywords of `generate()` for the sampling options."""
-    given = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p")}
-    given = {name: value for name, value in given.items() if value is not None}
+    neutral = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    given = {name: getattr(args, name) for name in neutral if getattr(args, name) is not None}
     if not given or args.temperature == 0:
         return {"do_sample": False}
-    return {"do_sample": True, **given}
+    return {"do_sample": True, **neutral, **given}
 
 
 def print_answer(
@@ -51,7 +58,7 @@ def print_answer(
 
     input_ids = prompt["input_ids"]
     prompt_len = input_ids.shape[1]
-    room = model.config.neuron_config.seq_len - prompt_len
+    room = model.neuron_config.seq_len - prompt_len
     max_new_tokens = args.max_new_tokens
     if max_new_tokens is None:  # a prompt that leaves no room is for the library to refuse
         max_new_tokens = max(1, min(room, DEFAULT_MAX_NEW_TOKENS))
@@ -75,3 +82,15 @@ def set_seed(args: argparse.Namespace) -> None:
         import torch
 
         torch.manual_seed(args.seed)
+
+
+def _within(kind: type[float], low: float, high: float = sys.float_info.max) -> Callable[..., Any]:
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= high:
+            limit = f" and at most {high}" if high < sys.float_info.max else ""
+            raise argparse.ArgumentTypeError(f"{text} is out of range: at least {low}{limit}")
+        return value
+
+    parse.__name__ = "number"  # argparse names it when the text is none
+    return parse

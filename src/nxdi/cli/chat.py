@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(args.model)
     if tokenizer.chat_template is None:
         raise ConfigError(f"{args.model}: its tokenizer has no chat template; use nxdi generate")
-    model = load_model(args, args.artifact_dir)
+    model = load_model(args)
     set_seed(args)
     messages: list[dict[str, str]] = []
     for line in _read_lines() if args.prompt is None else [args.prompt]:

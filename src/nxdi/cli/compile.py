@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nxdi.cli.format import format_size
-from nxdi.cli.model_options import add_model_options, load_model
+from nxdi.cli.model_options import add_model_options, check_model_folder, config_keywords
+from nxdi.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from nxdi.models.causal_lm import NeuronBaseForCausalLM
 
 
 def add_parser(subparsers: Any) -> None:
@@ -16,7 +20,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "compile",
         help="compile a model into a folder",
-        description="Compile a model's graphs, write them to a folder, and check that they load.",
+        description="Compile a model's graphs into a folder; what the folder held is replaced.",
     )
     add_model_options(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
@@ -24,12 +28,29 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Compile, load once, and say in one line what was written."""
+    """Compile unless the folder is up to date, and say in one line what it holds."""
+    check_model_folder(args.model)
+    keywords = config_keywords(args)
+
+    from nxdi.models.auto import AutoModelForCausalLM
     from nxdi.runtime.store import read_manifest
 
     start = time.perf_counter()
-    load_model(args, artifact_dir=args.out)
-    seconds = time.perf_counter() - start
+    model_cls = AutoModelForCausalLM.class_for(args.model)
+    neuron_config = model_cls.get_config_cls().get_neuron_config_cls()(**keywords)
+    model = model_cls(args.model, neuron_config=neuron_config)
+    is_current = _is_current(model, args.out)
+    if not is_current:
+        model.compile(args.out)
     manifest = read_manifest(args.out)
     size = format_size(sum(record["size"] for record in manifest.files.values()))
-    print(f"{args.out}: {len(manifest.graphs)} graphs, {size}, ready in {seconds:.1f} s")
+    done = "was up to date" if is_current else f"compiled in {time.perf_counter() - start:.1f} s"
+    print(f"{args.out}: {len(manifest.graphs)} graphs, {size}, {done}")
+
+
+def _is_current(model: NeuronBaseForCausalLM, out: Path) -> bool:
+    try:
+        model.load(out, skip_warmup=True)
+    except ArtifactError:  # missing, damaged, or made for something else
+        return False
+    return True

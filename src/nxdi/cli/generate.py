@@ -29,6 +29,6 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print the continuation, without the prompt."""
     tokenizer = load_tokenizer(args.model)
-    model = load_model(args, args.artifact_dir)
+    model = load_model(args)
     set_seed(args)
     print_answer(model, tokenizer, tokenizer(args.prompt, return_tensors="pt"), args)

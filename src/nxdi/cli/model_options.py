@@ -12,6 +12,8 @@ from nxdi.errors import ConfigError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from nxdi.models.causal_lm import NeuronBaseForCausalLM
+
 DEFAULT_SEQ_LEN = 1024  # tokens
 
 
@@ -52,7 +54,7 @@ def add_artifact_option(parser: argparse.ArgumentParser) -> None:
 
 
 def config_keywords(args: argparse.Namespace) -> dict[str, Any]:
-    """The NeuronConfig keywords that the command line sets.
+    """The NeuronConfig keywords of a command line; graphs are bucketed unless it says otherwise.
 
     Raises: ConfigError if one is set twice.
     """
@@ -65,20 +67,22 @@ def config_keywords(args: argparse.Namespace) -> dict[str, Any]:
         if name in keywords:
             raise ConfigError(f"--option {name} is given twice; keep one")
         keywords[name] = value
-    return keywords
+    return {"enable_bucketing": True, **keywords}
 
 
-def load_model(args: argparse.Namespace, artifact_dir: Path | None) -> Any:
-    """Compile the model or find its graphs in `artifact_dir` (None: in the cache), and load it.
+def load_model(args: argparse.Namespace) -> NeuronBaseForCausalLM:
+    """Compile the model or find its graphs in `--artifact-dir` or the cache, and load it.
 
     Raises: ConfigError if there is no such model folder; whatever compiling and loading raise.
     """
     check_model_folder(args.model)
     keywords = config_keywords(args)
 
-    from nxdi import AutoModelForCausalLM
+    from nxdi.models.auto import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(args.model, artifact_dir=artifact_dir, **keywords)
+    return AutoModelForCausalLM.from_pretrained(
+        args.model, artifact_dir=args.artifact_dir, **keywords
+    )
 
 
 def check_model_folder(folder: Path) -> None:

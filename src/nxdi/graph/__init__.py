@@ -1,1 +1,1 @@
-"""Planning without tracing: which graphs exist, which one a step needs, and how its inputs are padded."""
+"""Planning without tracing: which graphs exist, which one a step needs, how it is padded."""

@@ -13,8 +13,8 @@ _SMALLEST = 128
 def make_ladder(longest: int) -> tuple[int, ...]:
     """Powers of two from 128 up to `longest`, which is always the last rung.
 
-    The last power is left out when it lies close below `longest`, as NxDI does: 1000 -> 128, 256, 512, 1000 and
-    640 -> 128, 256, 640.
+    The last power is left out when it lies close below `longest`, as NxDI does: 1000 -> 128, 256,
+    512, 1000 and 640 -> 128, 256, 640.
     """
     powers = range(int(math.log2(_SMALLEST)), round(math.log2(longest)))
     rungs = [2**power for power in powers if 2**power < longest]
@@ -26,4 +26,6 @@ def choose_bucket(need: int, ladder: Sequence[int], what: str, remedy: str) -> i
     for rung in ladder:
         if rung >= need:
             return rung
-    raise BucketError(f"{what} of {need} is longer than the largest bucket ({ladder[-1]}); {remedy}")
+    raise BucketError(
+        f"{what} of {need} is longer than the largest bucket ({ladder[-1]}); {remedy}"
+    )

@@ -28,5 +28,6 @@ POSITION_IDS = InputSpec("position_ids", (BATCH, TOKENS), "int32", -1)
 SEQ_IDS = InputSpec("seq_ids", (BATCH,), "int32", 0)
 # Columns: top_k (<= 0: no limit), top_p, temperature (0: greedy). NxDI's order.
 SAMPLING_PARAMS = InputSpec("sampling_params", (BATCH, 3), "float32", 1)
-# One number in [0, 1) per row, drawn on the host from the row's own seed: graphs hold no random state.
+# One number in [0, 1) per row, drawn on the host from the row's own seed: graphs hold no random
+# state.
 UNIFORM = InputSpec("uniform", (BATCH,), "float32", 0.5)

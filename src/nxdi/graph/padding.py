@@ -1,4 +1,4 @@
-"""Between a caller's rows and the fixed shape of a graph: pad on the way in, pick on the way out."""
+"""Between a caller's rows and the fixed shape of a graph: padding in, picking out."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from nxdi.types import Phase
 class StepBatch:
     """One step as the caller sees it, rows in any order.
 
-    Shapes: input_ids, position_ids [R, S] (position -1 = padding, only on the right); seq_ids [R]: the cache row of
-    each batch row; extras: further declared inputs by name, [R, ...].
+    Shapes: input_ids, position_ids [R, S] (position -1 = padding, only on the right); seq_ids [R]:
+    the cache row of each batch row; extras: further declared inputs by name, [R, ...].
     """
 
     phase: Phase
@@ -52,8 +52,8 @@ class StepBatch:
 def graph_rows(batch: StepBatch) -> Tensor:
     """The graph row of each batch row.
 
-    Prefill rows keep their order and carry their cache row in `seq_ids`. In decode, graph row r *is* cache row
-    r, so that the cache is read in place instead of being gathered.
+    Prefill rows keep their order and carry their cache row in `seq_ids`. In decode, graph row r
+    *is* cache row r, so that the cache is read in place instead of being gathered.
     """
     if batch.phase is Phase.DECODE:
         return batch.seq_ids.long()
@@ -66,13 +66,23 @@ def num_graph_rows(batch: StepBatch) -> int:
 
 
 def pad_step(batch: StepBatch, spec: GraphSpec) -> dict[str, Tensor]:
-    """The named, fixed-shape inputs of `spec`. Raises: ShapeError if a declared input is missing."""
-    given = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "seq_ids": batch.seq_ids, **batch.extras}
+    """The named, fixed-shape inputs of `spec`.
+
+    Raises: ShapeError if a declared input is missing.
+    """
+    given = {
+        "input_ids": batch.input_ids,
+        "position_ids": batch.position_ids,
+        "seq_ids": batch.seq_ids,
+        **batch.extras,
+    }
     rows = graph_rows(batch)
     padded = {}
     for item in spec.inputs:
         if item.name not in given:
-            raise ShapeError(f"graph {spec.name} needs the input {item.name!r}, which this step does not bring")
+            raise ShapeError(
+                f"graph {spec.name} needs the input {item.name!r}, which this step does not bring"
+            )
         shape = item.shape(spec.batch_size, spec.num_tokens)
         target = torch.full(shape, item.fill, dtype=getattr(torch, item.dtype))
         if item.name == "seq_ids" and batch.phase is Phase.DECODE:

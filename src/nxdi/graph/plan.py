@@ -17,8 +17,8 @@ from nxdi.types import Phase
 class GraphSpec:
     """One static graph.
 
-    `length` is in tokens: a prefill graph takes that many new tokens per row, a decode graph takes one and
-    attends to that many cache slots.
+    `length` is in tokens: a prefill graph takes that many new tokens per row, a decode graph takes
+    one and attends to that many cache slots.
     """
 
     phase: Phase
@@ -59,13 +59,15 @@ class GraphPlan:
         return max(graph.length for graph in self.of(phase))
 
     def choose(self, phase: Phase, num_rows: int, length: int) -> GraphSpec:
-        """Smallest batch that holds `num_rows` and, within it, smallest length that holds `length` tokens.
+        """The smallest batch that holds `num_rows`, and in it the smallest length that fits.
 
         Raises: BucketError naming the largest graph and the option that would raise it.
         """
         graphs = self.of(phase)
         batches = sorted({graph.batch_size for graph in graphs})
-        batch = choose_bucket(num_rows, batches, f"{phase.value} batch", "raise batch_size and compile again")
+        batch = choose_bucket(
+            num_rows, batches, f"{phase.value} batch", "raise batch_size and compile again"
+        )
         remedy = "raise max_context_length" if phase is Phase.PREFILL else "raise seq_len"
         lengths = sorted(graph.length for graph in graphs if graph.batch_size == batch)
         what = "prompt" if phase is Phase.PREFILL else "sequence"
@@ -76,7 +78,8 @@ class GraphPlan:
 def plan_graphs(config: NeuronConfig) -> GraphPlan:
     """The graphs that `config` asks for.
 
-    Prefill: one per prompt bucket at `ctx_batch_size`. Decode: one per batch bucket and attended length.
+    Prefill: one per prompt bucket at `ctx_batch_size`. Decode: one per batch bucket and attended
+    length.
     """
     inputs, outputs = _inputs(config), _outputs(config)
     prefill = [
@@ -122,15 +125,20 @@ def _check_sequence_parallel(config: NeuronConfig, prefill: Sequence[GraphSpec])
     uneven = [graph.length for graph in prefill if graph.length % config.tp_degree]
     if uneven:
         raise ConfigError(
-            f"sequence_parallel_enabled needs prefill buckets divisible by tp_degree={config.tp_degree}, "
-            f"but got {uneven}; choose other context_encoding_buckets or max_context_length"
+            "sequence_parallel_enabled needs prefill buckets divisible by "
+            f"tp_degree={config.tp_degree}, but got {uneven}; choose other "
+            "context_encoding_buckets or max_context_length"
         )
 
 
 def check_capacity(config: NeuronConfig, prompt_len: int, max_new_tokens: int) -> None:
-    """Refuse a generation that would run out of cache. Raises: BucketError before anything is computed."""
+    """Refuse a generation that would run out of cache.
+
+    Raises: BucketError before anything is computed.
+    """
     if prompt_len + max_new_tokens - 1 > config.max_length:
         raise BucketError(
-            f"prompt of {prompt_len} tokens plus {max_new_tokens} new tokens is longer than seq_len={config.max_length}; "
-            f"ask for at most {config.max_length - prompt_len + 1} new tokens or raise seq_len and compile again"
+            f"prompt of {prompt_len} tokens plus {max_new_tokens} new tokens is longer than "
+            f"seq_len={config.max_length}; ask for at most {config.max_length - prompt_len + 1} "
+            "new tokens or raise seq_len and compile again"
         )

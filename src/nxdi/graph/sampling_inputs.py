@@ -22,9 +22,15 @@ def prepare_sampling_params(
     """
     columns = []
     for name, value in (("top_k", top_k), ("top_p", top_p), ("temperature", temperature)):
-        values = [float(value)] * batch_size if isinstance(value, (int, float)) else [float(v) for v in value]
+        values = (
+            [float(value)] * batch_size
+            if isinstance(value, (int, float))
+            else [float(v) for v in value]
+        )
         if len(values) != batch_size:
-            raise ShapeError(f"{name} has {len(values)} values for a batch of {batch_size}; give one per row")
+            raise ShapeError(
+                f"{name} has {len(values)} values for a batch of {batch_size}; give one per row"
+            )
         columns.append(values)
     params = torch.tensor(columns, dtype=torch.float32).T.contiguous()
     check_sampling_params(params, batch_size)
@@ -32,21 +38,38 @@ def prepare_sampling_params(
 
 
 def check_sampling_params(params: Tensor, num_rows: int) -> None:
-    """Raises: ShapeError unless params is [num_rows, 3] with integer top_k >= -1, 0 < top_p <= 1, temperature >= 0."""
+    """Check what a caller passes as sampling_params.
+
+    Raises: ShapeError unless params is [num_rows, 3] with integer top_k >= -1, 0 < top_p <= 1,
+    temperature >= 0.
+    """
     if tuple(params.shape) != (num_rows, 3):
         raise ShapeError(
-            f"sampling_params has shape {tuple(params.shape)}, needs ({num_rows}, 3): top_k, top_p, temperature per row"
+            f"sampling_params has shape {tuple(params.shape)}, needs ({num_rows}, 3): top_k, "
+            "top_p, temperature per row"
         )
     top_k, top_p, temperature = params.float().unbind(dim=-1)
     checks = (
-        ("top_k", top_k, (top_k >= -1) & (top_k == top_k.floor()), "an integer >= 1, or 0 or -1 for no limit"),
+        (
+            "top_k",
+            top_k,
+            (top_k >= -1) & (top_k == top_k.floor()),
+            "an integer >= 1, or 0 or -1 for no limit",
+        ),
         ("top_p", top_p, (top_p > 0) & (top_p <= 1), "above 0 and at most 1"),
-        ("temperature", temperature, (temperature >= 0) & temperature.isfinite(), "finite and at least 0"),
+        (
+            "temperature",
+            temperature,
+            (temperature >= 0) & temperature.isfinite(),
+            "finite and at least 0",
+        ),
     )
     for name, values, valid, rule in checks:
         if not bool(valid.all()):
             row = int((~valid).nonzero()[0])
-            raise ShapeError(f"{name}={values[row].item()} in row {row} of sampling_params must be {rule}")
+            raise ShapeError(
+                f"{name}={values[row].item()} in row {row} of sampling_params must be {rule}"
+            )
 
 
 def is_greedy(params: Tensor) -> bool:

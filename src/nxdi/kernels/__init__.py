@@ -1,1 +1,1 @@
-"""Kernels: what each operation means, the implementations that compute it, and the choice among them."""
+"""Kernels: what each operation means, what computes it, and the choice among candidates."""

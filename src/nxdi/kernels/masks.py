@@ -1,4 +1,7 @@
-"""Mask policies: which keys a query may see, from positions alone. Frozen, so they serve as keys."""
+"""Mask policies: which keys a query may see, from positions alone.
+
+Frozen, so they serve as keys.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ class Causal:
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """A token sees itself and the `window - 1` tokens before it.  Source: arXiv:2310.06825 section 2."""
+    """A token sees itself and the `window - 1` tokens before it.
+
+    Source: arXiv:2310.06825 section 2.
+    """
 
     window: int
 

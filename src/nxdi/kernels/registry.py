@@ -1,6 +1,7 @@
-"""Choice of a kernel: ordered candidates per operation and platform, each of which may decline with a reason.
+"""Choice of a kernel: ordered candidates per operation and platform; each may decline.
 
-The choice is made while a graph is traced (or, in eager mode, while it runs) and can be recorded for the manifest.
+The choice is made while a graph is traced (or, in eager mode, while it runs) and can be recorded
+for the manifest.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ _RECORD: ContextVar[set[Choice] | None] = ContextVar("nxdi_kernel_record", defau
 
 
 def register(op: str, platform: str, kernel: Kernel) -> None:
-    """Append a candidate; candidates are asked in the order of registration, "generic" ones last."""
+    """Append a candidate; they are asked in the order of registration, "generic" ones last."""
     _KERNELS.setdefault((op, platform), []).append(kernel)
 
 
 @contextmanager
 def platform(name: str) -> Iterator[set[Choice]]:
-    """Within the block, kernels of platform `name` are preferred; yields the set of choices made."""
+    """Prefer kernels of platform `name` within the block; yields the set of choices made."""
     record: set[Choice] = set()
     tokens = _PLATFORM.set(name), _RECORD.set(record)
     try:
@@ -55,10 +56,13 @@ def platform(name: str) -> Iterator[set[Choice]]:
 
 
 def choose(op: str, call: Any) -> Kernel:
-    """The first candidate that does not decline `call`. Raises: UnsupportedError listing every reason."""
+    """The first candidate that does not decline `call`.
+
+    Raises: UnsupportedError listing every reason.
+    """
     name = _PLATFORM.get()
     candidates = _KERNELS.get((op, name), []) if name != "generic" else []
-    refused = []
+    refused: list[tuple[str, str]] = []
     for kernel in [*candidates, *_KERNELS.get((op, "generic"), [])]:
         reason = kernel.declines(call)
         if reason is None:

@@ -26,15 +26,16 @@ from nxdi.runtime.runner import Runner
 from nxdi.runtime.weights import check_weights, cut_for_rank, model_tensors
 from nxdi.types import Phase
 
-# Computed by the library itself, or derived by every model: never an error when a checkpoint brings them.
+# Computed by the library itself, or derived by every model: never an error when a checkpoint brings
+# them.
 _IGNORED_WEIGHTS = ("rank_util.rank", "rotary_emb.inv_freq")
 
 
 class NeuronApplicationBase:
     """A model folder, its config, and after `load` the runner of its graphs.
 
-    `model_path` is a Hugging Face folder; without a config it may also be a compiled artefact, which knows its config
-    and where its weights came from.
+    `model_path` is a Hugging Face folder; without a config it may also be a compiled artefact,
+    which knows its config and where its weights came from.
     """
 
     _model_cls: type[nn.Module]
@@ -69,7 +70,9 @@ class NeuronApplicationBase:
     # Weights. The three hooks below are NxDI's; most models need none of them.
 
     @staticmethod
-    def convert_hf_to_neuron_state_dict(state_dict: dict[str, Tensor], config: InferenceConfig) -> dict[str, Tensor]:
+    def convert_hf_to_neuron_state_dict(
+        state_dict: dict[str, Tensor], config: InferenceConfig
+    ) -> dict[str, Tensor]:
         """Rename or reshape the tensors of a full checkpoint to those of the model."""
         return state_dict
 
@@ -81,14 +84,22 @@ class NeuronApplicationBase:
     def get_state_dict(self) -> dict[str, Tensor]:
         """The full checkpoint under the model's own names, memory-mapped."""
         prefix = self._STATE_DICT_MODEL_PREFIX
-        state = {name.removeprefix(prefix): tensor for name, tensor in read_checkpoint(self.model_path).items()}
+        state = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in read_checkpoint(self.model_path).items()
+        }
         state = self.convert_hf_to_neuron_state_dict(state, self.config)
         if getattr(self.config, "tie_word_embeddings", False) and "embed_tokens.weight" in state:
             self.update_state_dict_for_tied_weights(state)
-        return {name: tensor for name, tensor in state.items() if not name.endswith(_IGNORED_WEIGHTS)}
+        return {
+            name: tensor for name, tensor in state.items() if not name.endswith(_IGNORED_WEIGHTS)
+        }
 
     def rank_weights(self, ranks: tuple[int, ...]) -> list[dict[str, Tensor]]:
-        """The weights of the given ranks. Raises: WeightError listing everything that does not fit."""
+        """The weights of the given ranks.
+
+        Raises: WeightError listing everything that does not fit.
+        """
         wanted = model_tensors(self.build(Phase.DECODE))
         full = self.get_state_dict()
         check_weights(wanted, full)
@@ -97,7 +108,7 @@ class NeuronApplicationBase:
     # Building.
 
     def build(self, phase: Phase) -> nn.Module:
-        """The module of one phase with one rank's shapes, on the meta device: it costs no memory."""
+        """The module of one phase with one rank's shapes, on the meta device: without memory."""
         with torch.device("meta"), tensor_parallel(self.neuron_config.tp_degree):
             return type(self)._model_cls(self._config_for(phase)).eval()
 
@@ -119,8 +130,10 @@ class NeuronApplicationBase:
 
     # Compile and load.
 
-    def compile(self, compiled_model_path: str | PathLike[str], progress: bool | None = None) -> None:
-        """Compile every planned graph and write the artefact; an artefact that was there is replaced as a whole.
+    def compile(
+        self, compiled_model_path: str | PathLike[str], progress: bool | None = None
+    ) -> None:
+        """Compile every planned graph and write the artefact; an older one is replaced as a whole.
 
         progress: show a progress bar (default: on a terminal).
         Raises: WeightError if the checkpoint does not fit; ArtifactError on a disk error.
@@ -129,7 +142,9 @@ class NeuronApplicationBase:
         artifact = Artifact(Path(compiled_model_path))
         self._world().once(lambda: artifact.write(self, progress))
 
-    def load(self, compiled_model_path: str | PathLike[str], skip_warmup: bool | None = None) -> None:
+    def load(
+        self, compiled_model_path: str | PathLike[str], skip_warmup: bool | None = None
+    ) -> None:
         """Load the graphs and weights of an artefact made by `compile`.
 
         Raises: ArtifactError if it is damaged or was built for something else, with the difference.
@@ -146,7 +161,9 @@ class NeuronApplicationBase:
     def runner(self) -> Runner:
         """Raises: ConfigError before `load`."""
         if self._runner is None:
-            raise ConfigError("the model is not loaded; call model.compile(path) once, then model.load(path)")
+            raise ConfigError(
+                "the model is not loaded; call model.compile(path) once, then model.load(path)"
+            )
         return self._runner
 
     @property

@@ -54,11 +54,18 @@ class AutoModelForCausalLM:
         neuron_config = config_cls.get_neuron_config_cls()(**options)
         model = model_cls(folder, config_cls(neuron_config, load_config=load_pretrained_config(folder)))
         path = Path(artifact_dir) if artifact_dir is not None else default_artifact_dir(model)
-        with locked(path):
-            if not Artifact(path).fits(model):
-                model.compile(path, progress)
-            model.load(path)
+        is_in_cache = artifact_dir is None
+        if _must_compile(path, is_in_cache):
+            with locked(path):
+                if _must_compile(path, is_in_cache):  # nobody did while we waited
+                    model.compile(path, progress)
+        model.load(path)
         return model
+
+
+def _must_compile(path: Path, is_in_cache: bool) -> bool:
+    """A folder of the user is filled if it is missing; one in the cache is also replaced if it is damaged."""
+    return not Artifact(path).is_whole() if is_in_cache else not (path / MANIFEST).is_file()
 
 
 def default_artifact_dir(model: NeuronBaseForCausalLM) -> Path:

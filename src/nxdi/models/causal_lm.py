@@ -11,7 +11,12 @@ from torch import Tensor
 from nxdi.errors import BucketError, ConfigError
 from nxdi.graph.padding import StepBatch
 from nxdi.graph.rows import check_rows, check_tokens, packed_left, phase_of, row_positions
-from nxdi.graph.sampling_inputs import check_sampling_params, is_greedy, prepare_sampling_params, uniform_for
+from nxdi.graph.sampling_inputs import (
+    check_sampling_params,
+    is_greedy,
+    prepare_sampling_params,
+    uniform_for,
+)
 from nxdi.models.application_base import NeuronApplicationBase
 from nxdi.types import Phase
 
@@ -20,7 +25,8 @@ from nxdi.types import Phase
 class CausalLMOutput:
     """Result of one step, rows in the caller's order.
 
-    Shapes: logits float32 [B, 1, vocab_size] of each row's last token, tokens int32 [B]; None if not compiled in.
+    Shapes: logits float32 [B, 1, vocab_size] of each row's last token, tokens int32 [B]; None if
+    not compiled in.
     """
 
     logits: Tensor | None = None
@@ -41,8 +47,10 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
     A subclass names its `_model_cls` and `_config_cls`.
     """
 
-    def __call__(self, *args: Tensor | None, **kwargs: Tensor | Sequence[int] | None) -> CausalLMOutput:
-        return self.forward(*args, **kwargs)  # type: ignore[arg-type]  # forward's own signature checks them
+    def __call__(
+        self, *args: Tensor | None, **kwargs: Tensor | Sequence[int] | None
+    ) -> CausalLMOutput:
+        return self.forward(*args, **kwargs)  # type: ignore[arg-type]  # forward checks
 
     def forward(
         self,
@@ -55,10 +63,12 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
     ) -> CausalLMOutput:
         """One step: a prefill if the rows start at position 0, else a decode of one token per row.
 
-        Shapes: input_ids, position_ids int [B, S]; attention_mask [B, S], or [B, T >= S] when it also covers earlier
-        tokens; padding on either side; seq_ids [B]: the cache row of each batch row (default 0 .. B-1);
-        sampling_params float [B, 3] = (top_k, top_p, temperature); seeds: one per row (default: torch's own generator).
-        Raises: ShapeError for inputs that do not fit together; BucketError for rows or lengths beyond the largest graph.
+        Shapes: input_ids, position_ids int [B, S]; attention_mask [B, S], or [B, T >= S] when it
+        also covers earlier tokens; padding on either side; seq_ids [B]: the cache row of each batch
+        row (default 0 .. B-1); sampling_params float [B, 3] = (top_k, top_p, temperature); seeds:
+        one per row (default: torch's own generator).
+        Raises: ShapeError for inputs that do not fit together; BucketError for rows or lengths
+        beyond the largest graph.
         """
         positions = row_positions(input_ids, attention_mask, position_ids)
         check_tokens(torch.where(positions < 0, 0, input_ids), self.config.vocab_size)
@@ -71,7 +81,9 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
         extras = self._sampling_inputs(positions.amax(dim=1), sampling_params, seeds)
         outputs = self.runner.step(StepBatch(phase, ids, positions, rows, extras))
         logits = outputs.get("logits")
-        return CausalLMOutput(None if logits is None else logits.unsqueeze(1), outputs.get("tokens"))
+        return CausalLMOutput(
+            None if logits is None else logits.unsqueeze(1), outputs.get("tokens")
+        )
 
     def reset(self) -> None:
         """Forget all sequences."""
@@ -83,15 +95,19 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
             return ids, positions
         if not self.neuron_config.allow_input_truncation:
             raise BucketError(
-                f"prompt of {ids.shape[1]} tokens is longer than max_context_length={longest}; shorten it, raise "
-                "max_context_length and compile again, or set allow_input_truncation=True to keep its first tokens"
+                f"prompt of {ids.shape[1]} tokens is longer than max_context_length={longest}; "
+                "shorten it, raise max_context_length and compile again, or set "
+                "allow_input_truncation=True to keep its first tokens"
             )
         return ids[:, :longest], positions[:, :longest]
 
     def _rows(self, num_rows: int, seq_ids: Tensor | None) -> Tensor:
         max_rows = self.neuron_config.max_batch_size
         if num_rows > max_rows:
-            raise BucketError(f"{num_rows} rows do not fit batch_size={max_rows}; raise batch_size and compile again")
+            raise BucketError(
+                f"{num_rows} rows do not fit batch_size={max_rows}; raise batch_size and compile "
+                "again"
+            )
         rows = torch.arange(num_rows, dtype=torch.int32) if seq_ids is None else seq_ids.flatten()
         check_rows(rows, num_rows, max_rows)
         return rows
@@ -99,7 +115,10 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
     def _sampling_inputs(
         self, positions: Tensor, params: Tensor | None, seeds: Sequence[int] | None
     ) -> dict[str, Tensor]:
-        """The declared sampling inputs of this step. positions [B]: where each row's last token stands."""
+        """The declared sampling inputs of this step.
+
+        positions [B]: where each row's last token stands.
+        """
         config, num_rows = self.neuron_config.on_device_sampling_config, positions.shape[0]
         if params is not None:
             check_sampling_params(params, num_rows)
@@ -107,13 +126,16 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
         if not samples:
             if params is not None and not is_greedy(params):
                 raise ConfigError(
-                    "the graphs were compiled without sampling, so sampling_params other than greedy (top_k=1) cannot be "
-                    "honoured; compile with on_device_sampling_config=OnDeviceSamplingConfig(dynamic=True)"
+                    "the graphs were compiled without sampling, so sampling_params other than "
+                    "greedy (top_k=1) cannot be honoured; compile with "
+                    "on_device_sampling_config=OnDeviceSamplingConfig(dynamic=True)"
                 )
             return {}
         assert config is not None
         if params is None:
-            params = prepare_sampling_params(num_rows, config.top_k, config.top_p, config.temperature)
+            params = prepare_sampling_params(
+                num_rows, config.top_k, config.top_p, config.temperature
+            )
         if seeds is not None and len(seeds) != num_rows:
             raise ConfigError(f"{len(seeds)} seeds for {num_rows} rows; give one per row")
         if config.deterministic:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,10 @@ _TENSORS_PER_LAYER = len(CacheState._fields)
 class NeuronBaseModel(nn.Module):
     """A decoder: embed, layers, norm, lm_head, sampler.
 
-    A subclass builds `embed_tokens`, `layers`, `norm` and `lm_head` in `init_model`. A layer is called as
-    `layer(x, ctx=...)` with x [B, S, hidden_size] and returns the same shape; its attention has a `cache_layout`.
-    The model is pure: caches come in as tensors and go out as new tensors.
+    A subclass builds `embed_tokens`, `layers`, `norm` and `lm_head` in `init_model`. A layer is
+    called as `layer(x, ctx=...)` with x [B, S, hidden_size] and returns the same shape; its
+    attention has a `cache_layout`. The model is pure: caches come in as tensors and go out as new
+    tensors.
     """
 
     embed_tokens: nn.Module
@@ -60,7 +62,10 @@ class NeuronBaseModel(nn.Module):
     def forward(
         self, spec: GraphSpec, inputs: Mapping[str, Tensor], caches: Sequence[Tensor]
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """One step of graph `spec`. Shapes: inputs as `spec` declares; caches flat, as `cache_shapes` says."""
+        """One step of graph `spec`.
+
+        Shapes: inputs as `spec` declares; caches flat, as `cache_shapes` says.
+        """
         ctx = self._context(spec, inputs, caches)
         x = self.embed(inputs)
         for index, layer in enumerate(self.layers):
@@ -81,20 +86,23 @@ class NeuronBaseModel(nn.Module):
         inputs: Mapping[str, Tensor],
         caches: Sequence[Tensor],
     ) -> tuple[Tensor, list[Tensor]]:
-        """One layer on its own, with its own caches: the piece that a backend may compile once for all alike."""
+        """One layer with its own caches: a piece that a backend may compile once for all alike."""
         ctx = self._context(spec, inputs, caches)
         x = layer(x, ctx=ctx.at(0))
         return x, list(ctx.new_states()[0])
 
     def last_hidden(self, x: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The activations of each row's last real token. [B, S, hidden_size] -> [B, 1, hidden_size]."""
+        """The activations of each row's last real token. [B, S, hidden] -> [B, 1, hidden]."""
         x = self.gather(x)
         last = inputs["position_ids"].argmax(dim=1)
         index = last[:, None, None].expand(-1, 1, x.shape[-1])
         return torch.gather(x, 1, index)
 
     def head(self, x: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """[B, 1, hidden_size] -> the outputs the config asks for: tokens int32 [B], logits float32 [B, vocab]."""
+        """The outputs the config asks for.
+
+        Shapes: x [B, 1, hidden_size] -> tokens int32 [B], logits float32 [B, vocab_size].
+        """
         logits = self.lm_head(self.norm(x)).squeeze(1).float()
         outputs = {"logits": logits} if self.output_logits else {}
         if self.sampler is not None:
@@ -110,12 +118,11 @@ class NeuronBaseModel(nn.Module):
 
     def cache_layouts(self) -> list[KVCacheLayout]:
         """The cache layout of each layer, found on the module that has one."""
-        return [
-            next(
-                module.cache_layout for module in layer.modules() if hasattr(module, "cache_layout")
-            )
+        layouts: list[Any] = [
+            next(m.cache_layout for m in layer.modules() if hasattr(m, "cache_layout"))
             for layer in self.layers
         ]
+        return layouts
 
     def cache_shapes(self) -> list[tuple[int, ...]]:
         """Shape of every cache tensor on one rank: keys then values, layer by layer."""

@@ -24,7 +24,8 @@ def class_for_architecture(architecture: str) -> type[NeuronBaseForCausalLM]:
     """Raises: UnsupportedError naming the known architectures."""
     if architecture not in ARCHITECTURES:
         raise UnsupportedError(
-            f"architecture {architecture!r} is not known; known are {', '.join(sorted(ARCHITECTURES))}. "
+            f"architecture {architecture!r} is not known; known are "
+            f"{', '.join(sorted(ARCHITECTURES))}. "
             "To run a model of your own, subclass NeuronBaseForCausalLM (docs/add-a-model.md)"
         )
     module, name = ARCHITECTURES[architecture].split(":")
@@ -35,14 +36,19 @@ def class_for_architecture(architecture: str) -> type[NeuronBaseForCausalLM]:
 def class_for_folder(model_dir: Path) -> type[NeuronBaseForCausalLM]:
     """The class for the first architecture named in a folder's `config.json`.
 
-    Raises: ConfigError if the file is missing, is not JSON or names none; UnsupportedError if it is not known.
+    Raises: ConfigError if the file is missing, is not JSON or names none; UnsupportedError if it is
+    not known.
     """
     file = model_dir / "config.json"
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
         architecture = data["architectures"][0]
     except OSError as error:
-        raise ConfigError(f"{file} cannot be read ({error.strerror}); give a Hugging Face model folder") from error
+        raise ConfigError(
+            f"{file} cannot be read ({error.strerror}); give a Hugging Face model folder"
+        ) from error
     except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
-        raise ConfigError(f'{file} does not name an architecture such as ["LlamaForCausalLM"]: {error!r}') from error
+        raise ConfigError(
+            f'{file} does not name an architecture such as ["LlamaForCausalLM"]: {error!r}'
+        ) from error
     return class_for_architecture(str(architecture))

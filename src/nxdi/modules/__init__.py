@@ -1,1 +1,1 @@
-"""Building blocks of models: attention, caches, normalisation, rotary embeddings, MLPs, sampling."""
+"""Building blocks of models: attention, caches, norms, rotary embeddings, MLPs, sampling."""

@@ -1,11 +1,13 @@
-"""What one step hands to its layers: phase, positions and each layer's cache. Layers hold no step state."""
+"""What one step hands to its layers: phase, positions and each layer's cache.
+
+Layers hold no step state.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from nxdi.kernels.masks import MaskPolicy
@@ -17,8 +19,9 @@ from nxdi.types import Phase
 class StepContext:
     """One step of one graph.
 
-    Shapes: position_ids int32 [B, S], -1 = padding; seq_ids int32 [B].  `num_slots` is how many cache slots a decode
-    step attends to. `caches` holds one state per layer and is replaced, never written in place.
+    Shapes: position_ids int32 [B, S], -1 = padding; seq_ids int32 [B].  `num_slots` is how many
+    cache slots a decode step attends to. `caches` holds one state per layer and is replaced, never
+    written in place.
     """
 
     phase: Phase
@@ -53,24 +56,23 @@ class LayerContext:
         return self.step.position_ids
 
     def append(self, layout: KVCacheLayout, k: Tensor, v: Tensor) -> Attended:
-        """Put new keys and values [B, N, S, D] into this layer's cache; return what to attend to."""
-        where = StepPositions(self.phase, self.step.position_ids, self.step.seq_ids, self.step.num_slots)
-        self.step.caches[self.layer], attended = layout.append(self.step.caches[self.layer], k, v, where)
+        """Put new keys and values [B, N, S, D] into this layer's cache: what to attend to."""
+        where = StepPositions(
+            self.phase, self.step.position_ids, self.step.seq_ids, self.step.num_slots
+        )
+        self.step.caches[self.layer], attended = layout.append(
+            self.step.caches[self.layer], k, v, where
+        )
         return attended
 
     def allowed(self, policy: MaskPolicy, key_positions: Tensor) -> Tensor:
-        """Which keys each query may see, bool [B, S, L]; built once per step for each policy and key range.
+        """Which keys each query may see, bool [B, S, L]; built once per step, policy and key range.
 
-        Queries that are padding may see everything: their result is thrown away, but must be finite.
+        Queries that are padding may see everything: their result is thrown away, but must be
+        finite.
         """
         key = (policy, key_positions.shape[-1])
         if key not in self.step._masks:
             mask = policy.allowed(self.position_ids, key_positions)
             self.step._masks[key] = mask | (self.position_ids < 0).unsqueeze(-1)
         return self.step._masks[key]
-
-
-def causal_lm_positions(attention_mask: Tensor) -> Tensor:
-    """Position of each token in its row, -1 for padding. mask [B, T] -> int32 [B, T]."""
-    positions = attention_mask.long().cumsum(dim=-1) - 1
-    return torch.where(attention_mask.bool(), positions, -1).to(torch.int32)

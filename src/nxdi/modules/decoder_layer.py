@@ -16,7 +16,9 @@ class PreNormDecoderLayer(nn.Module):
     Shapes: x [B, S, hidden_size] -> same (S / tp with sequence parallelism).
     """
 
-    def __init__(self, config: InferenceConfig, self_attn: NeuronAttentionBase, mlp: nn.Module) -> None:
+    def __init__(
+        self, config: InferenceConfig, self_attn: NeuronAttentionBase, mlp: nn.Module
+    ) -> None:
         super().__init__()
         dtype = config.neuron_config.torch_dtype
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)

@@ -6,8 +6,10 @@ from nxdi.config import InferenceConfig
 from nxdi.parallel_layers.layers import ColumnParallelLinear, ParallelEmbedding
 
 
-def causal_lm_ends(config: InferenceConfig, bias: bool = False) -> tuple[ParallelEmbedding, ColumnParallelLinear]:
-    """The token embedding and the lm_head that a config describes, sharded as its NeuronConfig asks."""
+def causal_lm_ends(
+    config: InferenceConfig, bias: bool = False
+) -> tuple[ParallelEmbedding, ColumnParallelLinear]:
+    """The token embedding and the lm_head of a config, sharded as its NeuronConfig asks."""
     neuron = config.neuron_config
     embed_tokens = ParallelEmbedding(
         config.vocab_size,
@@ -18,6 +20,11 @@ def causal_lm_ends(config: InferenceConfig, bias: bool = False) -> tuple[Paralle
         sequence_parallel_enabled=neuron.sequence_parallel_enabled,
     )
     lm_head = ColumnParallelLinear(
-        config.hidden_size, config.vocab_size, bias, gather_output=True, dtype=neuron.torch_dtype, pad=True
+        config.hidden_size,
+        config.vocab_size,
+        bias,
+        gather_output=True,
+        dtype=neuron.torch_dtype,
+        pad=True,
     )
     return embed_tokens, lm_head

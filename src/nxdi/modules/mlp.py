@@ -40,8 +40,12 @@ class GatedMLP(nn.Module):
         self.act = activation(config.hidden_act)
         self.gather = SequenceGather(neuron.sequence_parallel_enabled)
         dtype = neuron.torch_dtype
-        self.gate_proj = ColumnParallelLinear(hidden, wide, bias, gather_output=False, dtype=dtype, pad=True)
-        self.up_proj = ColumnParallelLinear(hidden, wide, bias, gather_output=False, dtype=dtype, pad=True)
+        self.gate_proj = ColumnParallelLinear(
+            hidden, wide, bias, gather_output=False, dtype=dtype, pad=True
+        )
+        self.up_proj = ColumnParallelLinear(
+            hidden, wide, bias, gather_output=False, dtype=dtype, pad=True
+        )
         self.down_proj = RowParallelLinear(
             wide,
             hidden,
@@ -54,4 +58,5 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.gather(x)
-        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        return out

@@ -12,7 +12,9 @@ class RMSNorm(nn.Module):
     Shapes: x [..., hidden_size] -> same.  Source: arXiv:1910.07467.
     """
 
-    def __init__(self, hidden_size: int, eps: float = 1e-6, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, hidden_size: int, eps: float = 1e-6, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(hidden_size, dtype=dtype), requires_grad=False)
         self.variance_epsilon = eps

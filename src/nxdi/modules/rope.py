@@ -18,9 +18,11 @@ from nxdi.errors import ConfigError
 class RotaryEmbedding(nn.Module):
     """Angles of each position as (cos, sin).
 
-    Shapes: x (only its dtype counts), position_ids int [B, S] -> two [B, S, dim], the halves repeated.
-    Tables are computed in float32, as Hugging Face does.
+    Shapes: x (only its dtype counts), position_ids int [B, S] -> two [B, S, dim], the halves
+    repeated. Tables are computed in float32, as Hugging Face does.
     """
+
+    inv_freq: Tensor
 
     def __init__(
         self,
@@ -34,13 +36,15 @@ class RotaryEmbedding(nn.Module):
         self.dim, self.max_position_embeddings, self.base = dim, max_position_embeddings, base
         self.attention_scaling = attention_scaling
         # Real even when the model is built on the meta device: it is derived, not loaded.
-        self.register_buffer("inv_freq", _plain(dim, base) if inv_freq is None else inv_freq, persistent=False)
+        self.register_buffer(
+            "inv_freq", _plain(dim, base) if inv_freq is None else inv_freq, persistent=False
+        )
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        inv_freq: Tensor = self.inv_freq
-        angles = position_ids.unsqueeze(-1).float() * inv_freq
+        angles = position_ids.unsqueeze(-1).float() * self.inv_freq
         angles = torch.cat([angles, angles], dim=-1)
-        return tuple((f(angles) * self.attention_scaling).to(x.dtype) for f in (torch.cos, torch.sin))  # type: ignore[return-value]  # two items
+        cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+        return cos.to(x.dtype), sin.to(x.dtype)
 
 
 def _plain(dim: int, base: float) -> Tensor:
@@ -64,12 +68,14 @@ def _linear(inv_freq: Tensor, scaling: Mapping[str, Any]) -> Tensor:
 
 
 def _llama3(inv_freq: Tensor, scaling: Mapping[str, Any]) -> Tensor:
-    """Long waves are stretched by `factor`, short ones kept, those between interpolated (arXiv:2407.21783)."""
+    """Stretch long waves by `factor`, keep short ones, interpolate between (arXiv:2407.21783)."""
     factor = _number(scaling, "factor")
     low, high = _number(scaling, "low_freq_factor"), _number(scaling, "high_freq_factor")
     trained = _number(scaling, "original_max_position_embeddings")
     if low >= high:
-        raise ConfigError(f"rope_scaling: low_freq_factor={low} must be below high_freq_factor={high}")
+        raise ConfigError(
+            f"rope_scaling: low_freq_factor={low} must be below high_freq_factor={high}"
+        )
     wavelength = 2 * math.pi / inv_freq
     smooth = (trained / wavelength - low) / (high - low)
     between = (1 - smooth) * inv_freq / factor + smooth * inv_freq
@@ -96,7 +102,9 @@ def rope_from_config(config: Any) -> RotaryEmbedding:
     if kind not in _SCALINGS:
         raise ConfigError(f"rope type {kind!r} is not known; known are {sorted(_SCALINGS)}")
     inv_freq = _SCALINGS[kind](_plain(config.head_dim, config.rope_theta), scaling)
-    return RotaryEmbedding(config.head_dim, config.max_position_embeddings, config.rope_theta, inv_freq)
+    return RotaryEmbedding(
+        config.head_dim, config.max_position_embeddings, config.rope_theta, inv_freq
+    )
 
 
 def rotate_half(x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""Sampling inside the graph: greedy, or top-k / top-p / temperature per row, exact over the whole vocabulary.
+"""Sampling inside the graph: greedy, or top-k, top-p and temperature per row, without a hidden cap.
 
-Thresholds are found by radix selection on the bits of the logits: sixteen counting passes instead of a sort, no cap on
-top_k, and only operations that every backend lowers.  Ties at a threshold are all kept, as Hugging Face's top-k does.
+Thresholds are found by radix selection on the bits of the logits: sixteen counting passes instead
+of a sort, no cap on top_k, and only operations that every backend lowers.  Ties at a threshold are
+all kept, as Hugging Face's top-k does.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ _KEY_BITS = 32
 class GreedySampler:
     """The most likely token of each row; the first one on a tie."""
 
-    def __call__(self, logits: Tensor, sampling_params: Tensor | None, uniform: Tensor | None) -> Tensor:
+    def __call__(
+        self, logits: Tensor, sampling_params: Tensor | None, uniform: Tensor | None
+    ) -> Tensor:
         return torch.argmax(logits, dim=-1).to(torch.int32)
 
 
@@ -28,17 +31,22 @@ class GreedySampler:
 class DynamicSampler:
     """Per-row sampling from parameters that are graph inputs.
 
-    Shapes: logits [B, V]; sampling_params float32 [B, 3] = (top_k, top_p, temperature); uniform float32 [B] in [0, 1)
-    -> tokens int32 [B].  top_k <= 0 means no limit; temperature 0 or top_k 1 means greedy.
+    Shapes: logits [B, V]; sampling_params float32 [B, 3] = (top_k, top_p, temperature); uniform
+    float32 [B] in [0, 1) -> tokens int32 [B].  top_k <= 0 means no limit; temperature 0 or top_k 1
+    means greedy.
     """
 
-    def __call__(self, logits: Tensor, sampling_params: Tensor | None, uniform: Tensor | None) -> Tensor:
+    def __call__(
+        self, logits: Tensor, sampling_params: Tensor | None, uniform: Tensor | None
+    ) -> Tensor:
         assert sampling_params is not None
         assert uniform is not None
         top_k, top_p, temperature = sampling_params.unbind(dim=-1)
         logits = logits.float()
         is_greedy = (temperature == 0) | (top_k == 1)
-        scaled = logits / torch.where(temperature == 0, 1.0, temperature).unsqueeze(-1)
+        # From the largest downwards, so that a tiny temperature leads to -inf and never to inf.
+        centred = logits - logits.amax(dim=-1, keepdim=True)
+        scaled = centred / torch.where(temperature == 0, 1.0, temperature).unsqueeze(-1)
         drawn = _draw(_nucleus(_top_k_probabilities(scaled, top_k), top_p), uniform)
         return torch.where(is_greedy, torch.argmax(logits, dim=-1), drawn).to(torch.int32)
 
@@ -55,12 +63,17 @@ def _sortable(x: Tensor) -> Tensor:
 
 
 def _threshold(keys: Tensor, weights: Tensor, need: Tensor) -> Tensor:
-    """The largest key t of each row with sum(weights[keys >= t]) >= need. keys, weights [B, V]; need [B] -> [B, 1]."""
+    """The largest key t of each row with sum(weights[keys >= t]) >= need.
+
+    keys, weights [B, V]; need [B] -> [B, 1].
+    """
     found = torch.full_like(need, torch.iinfo(torch.int32).min, dtype=torch.int32)
     digits = torch.arange(1, 2**_RADIX_BITS, dtype=torch.int32, device=keys.device)
     for shift in range(_KEY_BITS - _RADIX_BITS, -1, -_RADIX_BITS):
         candidates = found.unsqueeze(-1) + (digits << shift)
-        reached = torch.where(keys.unsqueeze(1) >= candidates.unsqueeze(2), weights.unsqueeze(1), 0.0).sum(dim=-1)
+        reached = torch.where(
+            keys.unsqueeze(1) >= candidates.unsqueeze(2), weights.unsqueeze(1), 0.0
+        ).sum(dim=-1)
         digit = (reached >= need.unsqueeze(-1)).sum(dim=-1, dtype=torch.int32)
         found = found + (digit << shift)
     return found.unsqueeze(-1)
@@ -77,7 +90,10 @@ def _top_k_probabilities(logits: Tensor, top_k: Tensor) -> Tensor:
 
 
 def _nucleus(probabilities: Tensor, top_p: Tensor) -> Tensor:
-    """The smallest set of most likely tokens whose probability reaches top_p; zero elsewhere (arXiv:1904.09751)."""
+    """The smallest set of most likely tokens whose probability reaches top_p; zero elsewhere.
+
+    Source: arXiv:1904.09751.
+    """
     keys = _sortable(probabilities)
     # top_p 1 keeps everything, whatever rounding did to the sum.
     need = torch.where(top_p >= 1, 0.0, top_p)
@@ -85,7 +101,7 @@ def _nucleus(probabilities: Tensor, top_p: Tensor) -> Tensor:
 
 
 def _draw(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Inverse-transform sampling: the token at which the running sum passes uniform * total. [B, V], [B] -> [B]."""
+    """The token at which the running sum passes uniform * total. [B, V], [B] -> [B]."""
     running = weights.cumsum(dim=-1)
     target = uniform.unsqueeze(-1) * running[:, -1:]
     index = (running <= target).sum(dim=-1)

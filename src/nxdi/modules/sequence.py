@@ -1,4 +1,4 @@
-"""Whole sequences where a block needs them, when activations are spread over ranks along the sequence."""
+"""Whole sequences where a block needs them, when ranks hold pieces of the sequence."""
 
 from __future__ import annotations
 

@@ -1,11 +1,13 @@
 """Collectives as torch ops, so that every tracer sees them as single nodes with their groups.
 
-Each op takes the full mesh of groups, flattened, and the group size: XLA wants every rank in some group, and
-the CPU kernel picks the group of the rank that runs. Kernels here: Meta and CPU. At group size 1 the
-`mappings` never call an op.
+Each op takes the full mesh of groups, flattened, and the group size: XLA wants every rank in some
+group, and the CPU kernel picks the group of the rank that runs. Kernels here: Meta and CPU. At
+group size 1 the `mappings` never call an op.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,9 +18,14 @@ _LIBRARY = torch.library.Library("nxdi", "DEF")
 _LIBRARY.define("all_reduce(Tensor x, str op, int[] mesh, int group_size) -> Tensor")
 _LIBRARY.define("all_gather(Tensor x, int dim, int[] mesh, int group_size) -> Tensor")
 _LIBRARY.define("reduce_scatter(Tensor x, str op, int dim, int[] mesh, int group_size) -> Tensor")
-_LIBRARY.define("all_to_all(Tensor x, int split_dim, int concat_dim, int[] mesh, int group_size) -> Tensor")
+_LIBRARY.define(
+    "all_to_all(Tensor x, int split_dim, int concat_dim, int[] mesh, int group_size) -> Tensor"
+)
 
-_REDUCTIONS = {"sum": torch.add, "max": torch.maximum}
+_REDUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sum": torch.add,
+    "max": torch.maximum,
+}
 
 
 def _exchange(x: Tensor, mesh: list[int], group_size: int) -> tuple[list[Tensor], int]:
@@ -52,7 +59,9 @@ def _reduce_scatter(x: Tensor, op: str, dim: int, mesh: list[int], group_size: i
     return _reduce([part.chunk(group_size, dim)[place] for part in parts], op)
 
 
-def _all_to_all(x: Tensor, split_dim: int, concat_dim: int, mesh: list[int], group_size: int) -> Tensor:
+def _all_to_all(
+    x: Tensor, split_dim: int, concat_dim: int, mesh: list[int], group_size: int
+) -> Tensor:
     parts, place = _exchange(x, mesh, group_size)
     return torch.cat([part.chunk(group_size, split_dim)[place] for part in parts], concat_dim)
 
@@ -65,27 +74,29 @@ def _resized(x: Tensor, factors: dict[int, tuple[int, int]]) -> Tensor:
     return x.new_empty(shape)
 
 
-_LIBRARY.impl("all_reduce", _all_reduce, "CPU")
-_LIBRARY.impl("all_gather", _all_gather, "CPU")
-_LIBRARY.impl("reduce_scatter", _reduce_scatter, "CPU")
-_LIBRARY.impl("all_to_all", _all_to_all, "CPU")
-
-
-@torch.library.register_fake("nxdi::all_reduce", lib=_LIBRARY)
-def _(x: Tensor, op: str, mesh: list[int], group_size: int) -> Tensor:
+def _all_reduce_shape(x: Tensor, op: str, mesh: list[int], group_size: int) -> Tensor:
     return torch.empty_like(x)
 
 
-@torch.library.register_fake("nxdi::all_gather", lib=_LIBRARY)
-def _(x: Tensor, dim: int, mesh: list[int], group_size: int) -> Tensor:
+def _all_gather_shape(x: Tensor, dim: int, mesh: list[int], group_size: int) -> Tensor:
     return _resized(x, {dim: (group_size, 1)})
 
 
-@torch.library.register_fake("nxdi::reduce_scatter", lib=_LIBRARY)
-def _(x: Tensor, op: str, dim: int, mesh: list[int], group_size: int) -> Tensor:
+def _reduce_scatter_shape(x: Tensor, op: str, dim: int, mesh: list[int], group_size: int) -> Tensor:
     return _resized(x, {dim: (1, group_size)})
 
 
-@torch.library.register_fake("nxdi::all_to_all", lib=_LIBRARY)
-def _(x: Tensor, split_dim: int, concat_dim: int, mesh: list[int], group_size: int) -> Tensor:
+def _all_to_all_shape(
+    x: Tensor, split_dim: int, concat_dim: int, mesh: list[int], group_size: int
+) -> Tensor:
     return _resized(_resized(x, {split_dim: (1, group_size)}), {concat_dim: (group_size, 1)})
+
+
+for _name, _compute, _shape in (
+    ("all_reduce", _all_reduce, _all_reduce_shape),
+    ("all_gather", _all_gather, _all_gather_shape),
+    ("reduce_scatter", _reduce_scatter, _reduce_scatter_shape),
+    ("all_to_all", _all_to_all, _all_to_all_shape),
+):
+    _LIBRARY.impl(_name, _compute, "CPU")
+    torch.library.register_fake(f"nxdi::{_name}", _shape, lib=_LIBRARY)

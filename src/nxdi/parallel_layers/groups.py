@@ -1,8 +1,8 @@
 """Worlds of ranks: who takes part in a collective, and how tensors get from one rank to another.
 
-A world offers one primitive, `exchange`: every rank of a group contributes a tensor and receives all of
-them in rank order. Reductions and gathers are built on it (`collectives.py`), in rank order, so that every
-world gives the same bits. On a CPU, tensor parallelism serves correctness, not speed.
+A world offers one primitive, `exchange`: every rank of a group contributes a tensor and receives
+all of them in rank order. Reductions and gathers are built on it (`collectives.py`), in rank order,
+so that every world gives the same bits. On a CPU, tensor parallelism serves correctness, not speed.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ class DistributedWorld:
     def exchange(self, x: Tensor, ranks: Sequence[int]) -> list[Tensor]:
         if len(ranks) != self.size:
             raise ConfigError(
-                f"collective over ranks {list(ranks)} in a world of {self.size}: under torchrun every "
-                "collective spans all processes; start as many processes as tp_degree"
+                f"collective over ranks {list(ranks)} in a world of {self.size}: under torchrun "
+                "every collective spans all processes; start as many processes as tp_degree"
             )
         parts = [torch.empty_like(x) for _ in ranks]
         torch.distributed.all_gather(parts, x.contiguous())
@@ -137,9 +137,9 @@ class _Aborted(Exception):
 class SimulatedWorld:
     """N ranks as threads of this process, of which exactly one runs at any time.
 
-    A rank runs until it waits in a collective; the next runnable rank then takes the baton. The order is
-    fixed, so a run is deterministic, and cores are never oversubscribed: several busy OpenMP teams on two
-    cores were measured 20 to 40 times slower.
+    A rank runs until it waits in a collective; the next runnable rank then takes the baton. The
+    order is fixed, so a run is deterministic, and cores are never oversubscribed: several busy
+    OpenMP teams on two cores were measured 20 to 40 times slower.
     """
 
     size: int
@@ -170,14 +170,16 @@ class SimulatedWorld:
                     results[rank] = functions[rank]()
             except _Aborted:
                 pass
-            except BaseException as error:  # noqa: BLE001  re-raised in the caller's thread below
+            except BaseException as error:  # raised again in the caller's thread, below
                 self._error = self._error or error
             finally:
                 with self._changed:
                     self._ranks[rank].running = False
                     self._pass_baton(rank)
 
-        threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in self.local_ranks]
+        threads = [
+            threading.Thread(target=work, args=(rank,), daemon=True) for rank in self.local_ranks
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -219,7 +221,9 @@ class SimulatedWorld:
             tensors.append(posted[0])
         if len({(tuple(t.shape), t.dtype) for t in tensors}) > 1:
             shapes = [f"{tuple(t.shape)} {t.dtype}" for t in tensors]
-            raise ShapeError(f"ranks {list(members)} brought different tensors to one collective: {shapes}")
+            raise ShapeError(
+                f"ranks {list(members)} brought different tensors to one collective: {shapes}"
+            )
         for rank in members:
             self._ranks[rank].posted = None
             self._ranks[rank].received = list(tensors)

@@ -1,7 +1,8 @@
-"""Linear and embedding layers built with per-rank shapes. Names and keywords follow neuronx_distributed.
+"""Linear and embedding layers built with per-rank shapes, named as in neuronx_distributed.
 
-Each layer knows how its weights are cut (`sharding.Shard`) and which collective completes its result. The arithmetic
-is plain `F.linear`: a backend replaces it in the traced graph with its own kernel.
+Each layer knows how its weights are cut (`sharding.Shard`) and which collective completes its
+result. The arithmetic is plain `F.linear`: a backend replaces it in the traced graph with its own
+kernel.
 """
 
 from __future__ import annotations
@@ -37,18 +38,22 @@ def _parameter(*shape: int, dtype: torch.dtype, shard: Shard | None) -> nn.Param
 def _pieces(size: int, ranks: int, pad: bool, what: str) -> int:
     """Size of one rank's piece, rounded up when padding is allowed."""
     if size % ranks and not pad:
-        raise ConfigError(f"{what}={size} is not divisible by tp_degree={ranks}; pass pad=True to pad it with zeros")
+        raise ConfigError(
+            f"{what}={size} is not divisible by tp_degree={ranks}; pass pad=True to pad it with "
+            "zeros"
+        )
     return -(-size // ranks)
 
 
 class ColumnParallelLinear(BaseParallelLinear):
     """y = x W^T + b with the rows of W (output features) spread over ranks.
 
-    Shapes: x [..., input_size] -> [..., output_size / tp], or [..., output_size] with `gather_output`.
-    `shard` overrides the rule that cuts the output dimension (attention heads use it).
+    Shapes: x [..., input_size] -> [..., output_size / tp], or [..., output_size] with
+    `gather_output`. `shard` overrides the rule that cuts the output dimension (attention heads use
+    it).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  NxD's keywords
         self,
         input_size: int,
         output_size: int,
@@ -75,7 +80,9 @@ class ColumnParallelLinear(BaseParallelLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.sequence_dimension is not None:
-            x = mappings.gather_from_sequence_parallel_region(x, self.sequence_dimension, self.group)
+            x = mappings.gather_from_sequence_parallel_region(
+                x, self.sequence_dimension, self.group
+            )
         y = linear(x, self.weight, self.bias)
         if self.gather_output:
             y = mappings.gather_from_tensor_model_parallel_region_with_dim(y, -1, self.group)
@@ -84,13 +91,13 @@ class ColumnParallelLinear(BaseParallelLinear):
 
 
 class RowParallelLinear(BaseParallelLinear):
-    """y = x W^T + b with the columns of W (input features) spread over ranks and the partial sums reduced.
+    """y = x W^T + b with the columns of W (input features) spread over ranks, then summed.
 
-    Shapes: x [..., input_size / tp] -> [..., output_size]; with `sequence_parallel_enabled` each rank keeps its
-    piece of `sequence_dimension`.
+    Shapes: x [..., input_size / tp] -> [..., output_size]; with `sequence_parallel_enabled` each
+    rank keeps its piece of `sequence_dimension`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  NxD's keywords
         self,
         input_size: int,
         output_size: int,
@@ -110,12 +117,15 @@ class RowParallelLinear(BaseParallelLinear):
         if not input_is_parallel and self.group.size() > 1:
             raise UnsupportedError(
                 "RowParallelLinear(input_is_parallel=False) would scatter its input by rank; "
-                "feed it the output of a ColumnParallelLinear(gather_output=False) and pass input_is_parallel=True"
+                "feed it the output of a ColumnParallelLinear(gather_output=False) and pass "
+                "input_is_parallel=True"
             )
         self.input_size, self.output_size = input_size, output_size
         self.sequence_dimension = sequence_dimension if sequence_parallel_enabled else None
         local = _pieces(input_size, self.group.size(), pad, "input_size")
-        self.weight = _parameter(output_size, local, dtype=dtype, shard=shard or DimShard(1, input_size))
+        self.weight = _parameter(
+            output_size, local, dtype=dtype, shard=shard or DimShard(1, input_size)
+        )
         self.bias = _parameter(output_size, dtype=dtype, shard=None) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,12 +135,17 @@ class RowParallelLinear(BaseParallelLinear):
         if self.sequence_dimension is None:
             y = mappings.reduce_from_tensor_model_parallel_region(y, self.group)
         else:
-            y = mappings.reduce_scatter_to_sequence_parallel_region(y, self.sequence_dimension, self.group)
+            y = mappings.reduce_scatter_to_sequence_parallel_region(
+                y, self.sequence_dimension, self.group
+            )
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
 class SPMDRank(nn.Module):
-    """The rank as a weight, int32 [1]: one traced program serves all ranks.  Never branch on its value in Python."""
+    """The rank as a weight, int32 [1]: one traced program serves all ranks.
+
+    Never branch on its value in Python.
+    """
 
     def __init__(self, world_size: int) -> None:
         super().__init__()
@@ -155,12 +170,13 @@ class RankShard:
 
 
 class ParallelEmbedding(nn.Module):
-    """Token embedding, sharded over the hidden size (default) or over the vocabulary.
+    """Token embedding, sharded over the vocabulary (default) or over the hidden size.
 
-    Shapes: ids int [B, S] -> [B, S, embedding_dim]; [B, S / tp, embedding_dim] with `sequence_parallel_enabled`.
+    Shapes: ids int [B, S] -> [B, S, embedding_dim]; [B, S / tp, embedding_dim] with
+    `sequence_parallel_enabled`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  NxD's keywords
         self,
         num_embeddings: int,
         embedding_dim: int,
@@ -177,16 +193,24 @@ class ParallelEmbedding(nn.Module):
         super().__init__()
         _refuse(type(self), unsupported)
         self.group = tensor_model_parallel_group or get_tensor_model_parallel_group()
-        self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
+        self.num_embeddings, self.embedding_dim, self.padding_idx = (
+            num_embeddings,
+            embedding_dim,
+            padding_idx,
+        )
         self.sequence_dimension = sequence_dimension if sequence_parallel_enabled else None
         ranks = self.group.size()
         self.shard_across_embedding = shard_across_embedding or ranks == 1
         if self.shard_across_embedding:
             local = _pieces(embedding_dim, ranks, pad, "embedding_dim")
-            self.weight = _parameter(num_embeddings, local, dtype=dtype, shard=DimShard(1, embedding_dim))
+            self.weight = _parameter(
+                num_embeddings, local, dtype=dtype, shard=DimShard(1, embedding_dim)
+            )
         else:
             local = _pieces(num_embeddings, ranks, pad, "num_embeddings")
-            self.weight = _parameter(local, embedding_dim, dtype=dtype, shard=DimShard(0, num_embeddings))
+            self.weight = _parameter(
+                local, embedding_dim, dtype=dtype, shard=DimShard(0, num_embeddings)
+            )
             self.rank_util = SPMDRank(ranks)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -196,7 +220,9 @@ class ParallelEmbedding(nn.Module):
 
     def _complete_features(self, x: Tensor) -> Tensor:
         if self.sequence_dimension is not None:
-            x = mappings.all_to_all_in_tensor_model_parallel_region(x, self.sequence_dimension, -1, self.group)
+            x = mappings.all_to_all_in_tensor_model_parallel_region(
+                x, self.sequence_dimension, -1, self.group
+            )
         else:
             x = mappings.gather_from_tensor_model_parallel_region_with_dim(x, -1, self.group)
         return x[..., : self.embedding_dim]
@@ -207,10 +233,14 @@ class ParallelEmbedding(nn.Module):
         mine = (local >= 0) & (local < rows)
         x = F.embedding(torch.where(mine, local, 0), self.weight) * mine.unsqueeze(-1)
         if self.sequence_dimension is not None:
-            return mappings.reduce_scatter_to_sequence_parallel_region(x, self.sequence_dimension, self.group)
+            return mappings.reduce_scatter_to_sequence_parallel_region(
+                x, self.sequence_dimension, self.group
+            )
         return mappings.reduce_from_tensor_model_parallel_region(x, self.group)
 
 
 def _refuse(cls: type, unsupported: dict[str, Any]) -> None:
     if unsupported:
-        raise UnsupportedError(f"{cls.__name__} does not take {sorted(unsupported)}; remove them from the call")
+        raise UnsupportedError(
+            f"{cls.__name__} does not take {sorted(unsupported)}; remove them from the call"
+        )

@@ -1,11 +1,14 @@
-"""The few ways an activation moves between ranks. Names follow neuronx_distributed; a group of one is free."""
+"""The few ways an activation moves between ranks.
+
+Names follow neuronx_distributed; a group of one is free.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from nxdi.parallel_layers import collectives as _collectives  # noqa: F401  registers the ops used below
+from nxdi.parallel_layers import collectives as _collectives  # noqa: F401  registers ops
 from nxdi.parallel_layers.parallel_state import ProcessGroup, get_tensor_model_parallel_group
 
 
@@ -13,12 +16,15 @@ def _group(process_group: ProcessGroup | None) -> ProcessGroup:
     return process_group or get_tensor_model_parallel_group()
 
 
-def reduce_from_tensor_model_parallel_region(x: Tensor, process_group: ProcessGroup | None = None) -> Tensor:
+def reduce_from_tensor_model_parallel_region(
+    x: Tensor, process_group: ProcessGroup | None = None
+) -> Tensor:
     """Sum over ranks."""
     group = _group(process_group)
     if group.size() == 1:
         return x
-    return torch.ops.nxdi.all_reduce(x, "sum", group.flat_mesh, group.size())
+    y: Tensor = torch.ops.nxdi.all_reduce(x, "sum", group.flat_mesh, group.size())
+    return y
 
 
 def gather_from_tensor_model_parallel_region_with_dim(
@@ -28,7 +34,8 @@ def gather_from_tensor_model_parallel_region_with_dim(
     group = _group(process_group)
     if group.size() == 1:
         return x
-    return torch.ops.nxdi.all_gather(x, gather_dim % x.dim(), group.flat_mesh, group.size())
+    y: Tensor = torch.ops.nxdi.all_gather(x, gather_dim % x.dim(), group.flat_mesh, group.size())
+    return y
 
 
 def gather_from_sequence_parallel_region(
@@ -46,7 +53,8 @@ def reduce_scatter_to_sequence_parallel_region(
     if group.size() == 1:
         return x
     dim = sequence_dimension % x.dim()
-    return torch.ops.nxdi.reduce_scatter(x, "sum", dim, group.flat_mesh, group.size())
+    y: Tensor = torch.ops.nxdi.reduce_scatter(x, "sum", dim, group.flat_mesh, group.size())
+    return y
 
 
 def all_to_all_in_tensor_model_parallel_region(
@@ -57,4 +65,5 @@ def all_to_all_in_tensor_model_parallel_region(
     if group.size() == 1:
         return x
     dims = split_dim % x.dim(), concat_dim % x.dim()
-    return torch.ops.nxdi.all_to_all(x, *dims, group.flat_mesh, group.size())
+    y: Tensor = torch.ops.nxdi.all_to_all(x, *dims, group.flat_mesh, group.size())
+    return y

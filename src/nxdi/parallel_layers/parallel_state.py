@@ -1,4 +1,4 @@
-"""Which group of ranks the modules built now will belong to. Paths and names follow neuronx_distributed.
+"""Which group of ranks the modules built now belong to; names follow neuronx_distributed.
 
 The state is read when a module is constructed, never in forward: a built module keeps its group.
 """

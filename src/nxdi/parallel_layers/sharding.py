@@ -1,6 +1,7 @@
 """How a full weight becomes the piece of one rank, as data attached to the parameter.
 
-A parameter without a rule is replicated. `Shard` rules are pure: they know shapes and indices, not devices.
+A parameter without a rule is replicated. `Shard` rules are pure: they know shapes and indices, not
+devices.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class DimShard:
 
 @dataclass(frozen=True)
 class HeadShard:
-    """Whole attention heads along `dim`, in the order of a `HeadLayout`; head -1 is a head of zeros."""
+    """Whole attention heads along `dim`, in the order of a `HeadLayout`; head -1 is all zeros."""
 
     dim: int
     heads: tuple[tuple[int, ...], ...]
@@ -102,13 +103,15 @@ class HeadLayout:
 def plan_heads(num_q: int, num_kv: int, tp_degree: int) -> HeadLayout:
     """Spread grouped-query attention over ranks for any head counts.
 
-    With kv heads to spare, each rank takes whole groups. With fewer kv heads than ranks, a kv head is copied to
-    several ranks and its query heads are dealt among them. Heads of zeros fill what does not divide.
+    With kv heads to spare, each rank takes whole groups. With fewer kv heads than ranks, a kv head
+    is copied to several ranks and its query heads are dealt among them. Heads of zeros fill what
+    does not divide.
     Raises: ConfigError if `num_q` is not a multiple of `num_kv`.
     """
     if num_kv < 1 or num_q % num_kv:
         raise ConfigError(
-            f"num_attention_heads={num_q} must be a positive multiple of num_key_value_heads={num_kv}"
+            f"num_attention_heads={num_q} must be a positive multiple of "
+            f"num_key_value_heads={num_kv}"
         )
     group = num_q // num_kv
     padded_kv = num_kv
@@ -122,7 +125,13 @@ def plan_heads(num_q: int, num_kv: int, tp_degree: int) -> HeadLayout:
         own = range(first, first + max(1, padded_kv // tp_degree))
         kv.append(tuple(head if head < num_kv else -1 for head in own))
         place = rank % copies
-        q.append(tuple(_query_head(head, place * dealt + j, group, num_kv) for head in own for j in range(dealt)))
+        q.append(
+            tuple(
+                _query_head(head, place * dealt + j, group, num_kv)
+                for head in own
+                for j in range(dealt)
+            )
+        )
     return HeadLayout(tuple(q), tuple(kv))
 
 
@@ -132,15 +141,16 @@ def _query_head(kv_head: int, place: int, group: int, num_kv: int) -> int:
 
 def set_shard(parameter: nn.Parameter, shard: Shard) -> None:
     """Attach the rule that cuts this parameter out of a full checkpoint."""
-    parameter.shard = shard  # type: ignore[attr-defined]  # parameters carry their own rule, as in NxD
+    parameter.shard = shard  # type: ignore[attr-defined]  # carried by the parameter
 
 
 def shard_of(parameter: Tensor) -> Shard | None:
-    """The rule of a parameter: ours, or one described by neuronx_distributed's attributes; None = replicated."""
+    """The rule of a parameter, ours or in neuronx_distributed's attributes; None = replicated."""
     shard = getattr(parameter, "shard", None)
     if shard is not None:
         return shard  # type: ignore[no-any-return]  # set by set_shard
     if getattr(parameter, "tensor_model_parallel", False):
-        dim, ranks = parameter.partition_dim, parameter.num_partitions  # type: ignore[attr-defined]  # NxD's names
+        dim: int = parameter.partition_dim  # type: ignore[attr-defined]  # NxD's name
+        ranks: int = parameter.num_partitions  # type: ignore[attr-defined]  # NxD's name
         return DimShard(dim, parameter.shape[dim] * ranks)
     return None

@@ -23,9 +23,12 @@ def get_padding_length(numerator: int, denominator: int) -> int:
 def set_tensor_model_parallel_attributes(
     tensor: Tensor, is_parallel: bool, dim: int, stride: int = 1, num_partitions: int | None = None
 ) -> None:
-    """Mark a parameter as one rank's piece along `dim`; the checkpoint loader cuts it accordingly."""
+    """Mark a parameter as one rank's piece along `dim`, for the loader to cut."""
     if stride != 1:
         raise ConfigError(f"stride={stride}: only consecutive pieces (stride=1) are supported")
-    tensor.tensor_model_parallel = is_parallel  # type: ignore[attr-defined]  # NxD's attribute protocol
-    tensor.partition_dim = dim  # type: ignore[attr-defined]  # NxD's attribute protocol
-    tensor.num_partitions = num_partitions or get_tensor_model_parallel_size()  # type: ignore[attr-defined]  # same
+    # NxD's attribute protocol.
+    vars(tensor).update(
+        tensor_model_parallel=is_parallel,
+        partition_dim=dim,
+        num_partitions=num_partitions or get_tensor_model_parallel_size(),
+    )

@@ -1,4 +1,4 @@
-"""A compiled model on disk: written by a backend through the store, loaded only if it is whole and fits."""
+"""A compiled model on disk: written by a backend, loaded only if it is whole and fits."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from nxdi.kernels.registry import Choice
 from nxdi.runtime import store
 from nxdi.runtime.backend import Backend, Program, RankExecutable
 from nxdi.runtime.checkpoint import read_safetensors, write_safetensors
-from nxdi.runtime.files import locked
 from nxdi.runtime.progress import Progress
 from nxdi.runtime.weights import check_rank_weights, model_tensors
 from nxdi.types import Phase
 
 _CONFIG = "neuron_config.json"
-# Differences here change neither graphs nor results. The backend is compared after "auto" is resolved.
+# Differences here change neither graphs nor results. The backend is compared after "auto" is
+# resolved.
 _IRRELEVANT = (
     "config.transformers_version",
     "config.metadata",
@@ -56,20 +56,25 @@ class Artifact:
         self.path = path
 
     def weights_source(self) -> Path:
-        """The folder of the checkpoint it was compiled for. Raises: ArtifactError if there is no artefact."""
+        """The folder of the checkpoint it was compiled for.
+
+        Raises: ArtifactError if there is no artefact.
+        """
         return Path(store.read_manifest(self.path).weights["source"])
 
     def write(self, app: Application, progress: bool | None) -> None:
         """Compile every graph of `app` and replace whatever artefact is at the path."""
         identity = app.identity()
-        kernels: list[dict[str, Any]] = []  # known once the graphs are compiled, and before the manifest is written
+        kernels: list[dict[str, Any]] = []  # filled by `populate`, before the manifest is written
 
         def populate(folder: Path) -> None:
             text = json.dumps(identity["config"], indent=2, sort_keys=True)
             (folder / _CONFIG).write_text(text + "\n", encoding="utf-8")
             with Progress("compile", progress) as bar:
                 choices = app.backend.compile(app.program(), folder, bar.report)
-            kernels.extend({"op": c.op, "chosen": c.chosen, "refused": dict(c.refused)} for c in choices)
+            kernels.extend(
+                {"op": c.op, "chosen": c.chosen, "refused": dict(c.refused)} for c in choices
+            )
             if app.stores_weights:
                 self._write_weights(app, folder)
 
@@ -87,26 +92,30 @@ class Artifact:
 
     def load(self, app: Application, ranks: tuple[int, ...]) -> list[RankExecutable]:
         """The graphs of the given ranks with their weights. Raises: ArtifactError, WeightError."""
-        with locked(self.path):
-            manifest = store.open_artifact(self.path)
-            self._check(app, manifest)
-            program = app.program()
-            return [
-                app.backend.load(program, self.path, weights)
-                for weights in self._weights(app, manifest, ranks)
-            ]
+        return store.load_artifact(self.path, lambda manifest: self._load(app, manifest, ranks))
 
-    def fits(self, app: Application) -> bool:
-        """Whether a whole and fitting artefact is here. Raises: ArtifactError if one is here that is not."""
-        if not self.path.exists():
+    def _load(
+        self, app: Application, manifest: store.Manifest, ranks: tuple[int, ...]
+    ) -> list[RankExecutable]:
+        self._check(app, manifest)
+        program = app.program()
+        weights = self._weights(app, manifest, ranks)
+        return [app.backend.load(program, self.path, of_rank) for of_rank in weights]
+
+    def is_whole(self) -> bool:
+        """Whether an undamaged artefact is here, whatever it was made for."""
+        try:
+            store.open_artifact(self.path)
+        except ArtifactError:
             return False
-        self._check(app, store.open_artifact(self.path))
         return True
 
     def _check(self, app: Application, manifest: store.Manifest) -> None:
         sharded = manifest.weights["sharded"]
         fingerprint = None if sharded else store.weights_fingerprint(app.checkpoint_files())
-        store.check_matches(manifest, {**app.identity(), "weights_fingerprint": fingerprint}, _IRRELEVANT)
+        store.check_matches(
+            manifest, {**app.identity(), "weights_fingerprint": fingerprint}, _IRRELEVANT
+        )
 
     def _weights(
         self, app: Application, manifest: store.Manifest, ranks: tuple[int, ...]

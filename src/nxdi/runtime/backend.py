@@ -16,9 +16,10 @@ from nxdi.types import Phase
 
 
 class StepModule(Protocol):
-    """A model as the runtime sees it: a pure function from (inputs, caches) to (outputs, new caches).
+    """A model as the runtime sees it: a pure function of inputs and caches.
 
-    `caches` is flat: the tensors of layer 0, then of layer 1, ...; `layer_caches` of them per layer.
+    `caches` is flat: the tensors of layer 0, then of layer 1, ...; `layer_caches` of them per
+    layer.
     """
 
     layers: nn.ModuleList
@@ -39,7 +40,12 @@ class StepModule(Protocol):
     def embed(self, inputs: Mapping[str, Tensor]) -> Tensor: ...
 
     def layer_step(
-        self, layer: nn.Module, spec: GraphSpec, x: Tensor, inputs: Mapping[str, Tensor], caches: Sequence[Tensor]
+        self,
+        layer: nn.Module,
+        spec: GraphSpec,
+        x: Tensor,
+        inputs: Mapping[str, Tensor],
+        caches: Sequence[Tensor],
     ) -> tuple[Tensor, list[Tensor]]: ...
 
     def last_hidden(self, x: Tensor, inputs: Mapping[str, Tensor]) -> Tensor: ...
@@ -48,14 +54,16 @@ class StepModule(Protocol):
 
     def state_dict(self) -> dict[str, Tensor]: ...
 
-    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool, assign: bool) -> object: ...
+    def load_state_dict(
+        self, state_dict: Mapping[str, Tensor], strict: bool, assign: bool
+    ) -> object: ...
 
     def eval(self) -> object: ...
 
 
 @dataclass(frozen=True)
 class Program:
-    """A model to compile or load: how to build it for a phase (one rank's shapes, no memory), and its graphs."""
+    """A model to compile or load: how to build it for a phase, without memory, and its graphs."""
 
     build: Callable[[Phase], StepModule]
     plan: GraphPlan
@@ -89,8 +97,10 @@ class Backend(Protocol):
         """What compiles the graphs, for the record."""
         ...
 
-    def compile(self, program: Program, folder: Path, report: Callable[[int, int, str], None]) -> list[Choice]:
-        """Write the compiled graphs into `folder`; call report(done, total, what) as work proceeds."""
+    def compile(
+        self, program: Program, folder: Path, report: Callable[[int, int, str], None]
+    ) -> list[Choice]:
+        """Write the compiled graphs into `folder`; report(done, total, what) as work proceeds."""
         ...
 
     def load(self, program: Program, folder: Path, weights: Mapping[str, Tensor]) -> RankExecutable:

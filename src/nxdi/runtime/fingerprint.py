@@ -1,4 +1,4 @@
-"""A hash of the code that graphs are made from, so that an edited model or library never runs stale graphs."""
+"""A hash of the code that graphs are made from, so that edited code never runs stale graphs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def code_version(*classes: type) -> str:
 
 
 def _source(module: str) -> bytes:
-    """Source of an imported module; empty for one typed in interactively, which has none to read."""
+    """Source of an imported module; empty for one typed in interactively, which has none."""
     try:
         return inspect.getsource(sys.modules[module]).encode()
     except (OSError, TypeError, KeyError):

@@ -1,4 +1,4 @@
-"""A progress bar with the time left for work that takes seconds or more; silent where nobody watches."""
+"""A progress bar with the time left, for work of seconds or more; silent where nobody watches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from tqdm import tqdm
 
 
 class Progress:
-    """`with Progress("compile") as bar: bar.report(done, total, what)`; shown on a terminal unless told otherwise."""
+    """`with Progress("compile") as bar: bar.report(done, total, what)`.
+
+    show: True or False; default: only on a terminal.
+    """
 
     def __init__(self, title: str, show: bool | None = None) -> None:
         # tqdm's None means: only on a terminal.
@@ -18,7 +21,10 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._bar.close()
 

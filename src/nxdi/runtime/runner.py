@@ -18,11 +18,16 @@ from nxdi.types import Phase
 class Runner:
     """Drives the loaded graphs of all local ranks."""
 
-    def __init__(self, plan: GraphPlan, world: World, executables: Sequence[RankExecutable]) -> None:
+    def __init__(
+        self, plan: GraphPlan, world: World, executables: Sequence[RankExecutable]
+    ) -> None:
         self.plan, self.world, self.executables = plan, world, executables
 
     def step(self, batch: StepBatch) -> dict[str, Tensor]:
-        """Outputs by name, rows in the caller's order. Raises: BucketError before anything is computed."""
+        """Outputs by name, rows in the caller's order.
+
+        Raises: BucketError before anything is computed.
+        """
         widest = self.plan.max_batch(batch.phase)
         if batch.phase is Phase.PREFILL and batch.num_rows > widest:
             self.plan.choose(batch.phase, widest, batch.length)
@@ -32,13 +37,17 @@ class Runner:
         return unpad_step(self._run(spec, pad_step(batch, spec)), batch)
 
     def _run(self, spec: GraphSpec, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        return self.world.run([partial(executable, spec, inputs) for executable in self.executables])[0]
+        return self.world.run(
+            [partial(executable, spec, inputs) for executable in self.executables]
+        )[0]
 
     def warm_up(self) -> None:
         """Run every graph once on padding, which leaves all caches as they are for any reader."""
         for spec in self.plan.graphs:
             inputs = {
-                item.name: torch.full(spec.input_shapes()[item.name], item.fill, dtype=getattr(torch, item.dtype))
+                item.name: torch.full(
+                    spec.input_shapes()[item.name], item.fill, dtype=getattr(torch, item.dtype)
+                )
                 for item in spec.inputs
             }
             self._run(spec, inputs)

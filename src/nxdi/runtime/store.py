@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 from tqdm import tqdm
 
@@ -45,6 +45,7 @@ _USER_FILES = (  # how their names begin
 )
 _RECOMPILE = "compile it again with model.compile(path)"
 _SETTLED_NS = 2_000_000_000  # a younger file may change again within the same time stamp
+_Loaded = TypeVar("_Loaded")
 
 
 @dataclass(frozen=True)
@@ -111,20 +112,32 @@ def write_artifact(target: Path, manifest: Manifest, populate: Callable[[Path], 
 
 
 def open_artifact(path: Path) -> Manifest:
-    """Verify every file of an artefact.
+    """Verify every file of an artefact and return its manifest.
 
-    Returns: its manifest. Hold `files.locked(path)` from here until its files are open, if
-    another process might write the artefact anew.
     Raises: ArtifactError that names the missing, damaged or unlisted file.
+    """
+    return load_artifact(path, lambda manifest: manifest)
+
+
+def load_artifact(path: Path, load: Callable[[Manifest], _Loaded]) -> _Loaded:
+    """Verify an artefact and return what `load` makes of it, all from one and the same artefact.
+
+    Needs no lock, so works on a read-only disk. If another process replaces the artefact
+    meanwhile, it starts again with the new one.
+
+    Raises: ArtifactError that names the missing, damaged or unlisted file; what `load` raises.
     """
     recover(path)
     before = _identity(path)
     try:
-        return _verify(path)
-    except ArtifactError:
+        loaded = load(_verify(path))
+    except Exception:
         if _identity(path) == before:
             raise
-    return open_artifact(path)  # it was replaced while we were reading
+    else:
+        if _identity(path) == before:
+            return loaded
+    return load_artifact(path, load)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -253,27 +266,21 @@ def _identity(path: Path) -> tuple[int, int] | None:
 def _remembered_hash(file: Path) -> tuple[str, int, str]:
     """Name, size and sha256 of a file; the hash is noted under the file's path and times."""
     with explain_os_errors(file):
-        state, size, changed_ns = _state(file)
-        note = env.cache_dir() / "hashes" / state
+        found = file.stat()
+        size, times = found.st_size, (found.st_mtime_ns, found.st_ctime_ns)
+        identity = canonical_json([os.path.realpath(file), size, times, found.st_ino])
+        note = env.cache_dir() / "hashes" / hashlib.sha256(identity).hexdigest()
         with suppress(OSError, ValueError):  # no note, or a damaged one
             digest, check = note.read_text("ascii").split()
-            if check == _note_check(state, digest):
+            if check == _note_check(note, digest):
                 return file.name, size, digest
         digest = sha256_file(file)
-        if _state(file)[0] == state and time.time_ns() - changed_ns > _SETTLED_NS:
+        if time.time_ns() - max(times) > _SETTLED_NS:
             with suppress(OSError):  # only the speed of the next start depends on the note
                 note.parent.mkdir(parents=True, exist_ok=True)
-                note.write_text(f"{digest} {_note_check(state, digest)}", "ascii")
+                note.write_text(f"{digest} {_note_check(note, digest)}", "ascii")
     return file.name, size, digest
 
 
-def _state(file: Path) -> tuple[str, int, int]:
-    """A name for the file as it is now, its size in bytes, and when it last changed."""
-    found = file.stat()
-    times = found.st_mtime_ns, found.st_ctime_ns
-    state = [os.path.realpath(file), found.st_size, times, found.st_ino]
-    return hashlib.sha256(canonical_json(state)).hexdigest(), found.st_size, max(times)
-
-
-def _note_check(state: str, digest: str) -> str:
-    return hashlib.sha256(f"{state} {digest}".encode()).hexdigest()
+def _note_check(note: Path, digest: str) -> str:
+    return hashlib.sha256(f"{note.name} {digest}".encode()).hexdigest()

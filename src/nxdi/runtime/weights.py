@@ -13,13 +13,18 @@ from nxdi.runtime.checkpoint import listed
 
 
 def model_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The tensors that a checkpoint must provide, with one rank's shapes: parameters and persistent buffers."""
+    """The tensors that a checkpoint must provide, with one rank's shapes."""
     return module.state_dict(keep_vars=True)
 
 
 def check_weights(wanted: Mapping[str, Tensor], full: Mapping[str, Tensor]) -> None:
-    """Compare a checkpoint with a model. Raises: WeightError listing all missing, unused and mis-shaped tensors."""
-    needed = {name for name, tensor in wanted.items() if not isinstance(shard_of(tensor), RankShard)}
+    """Compare a checkpoint with a model.
+
+    Raises: WeightError listing all missing, unused and mis-shaped tensors.
+    """
+    needed = {
+        name for name, tensor in wanted.items() if not isinstance(shard_of(tensor), RankShard)
+    }
     problems = []
     if missing := needed - full.keys():
         problems.append(f"missing from the checkpoint: {listed(missing)}")
@@ -36,33 +41,43 @@ def check_weights(wanted: Mapping[str, Tensor], full: Mapping[str, Tensor]) -> N
         raise WeightError(
             "the checkpoint does not fit the model:\n  "
             + "\n  ".join(problems)
-            + "\ncheck that config.json belongs to this checkpoint, or rename the tensors in convert_hf_to_neuron_state_dict"
+            + "\ncheck that config.json belongs to this checkpoint, or rename the tensors in "
+            "convert_hf_to_neuron_state_dict"
         )
 
 
-def cut_for_rank(wanted: Mapping[str, Tensor], full: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
-    """The weights of one rank in the dtypes of the model; views of the checkpoint where nothing has to change."""
+def cut_for_rank(
+    wanted: Mapping[str, Tensor], full: Mapping[str, Tensor], rank: int
+) -> dict[str, Tensor]:
+    """The weights of one rank in the model's dtypes; views of the checkpoint where they can be."""
     cut = {}
     for name, tensor in wanted.items():
         shard = shard_of(tensor)
-        piece = full[name] if shard is None or isinstance(shard, RankShard) and name in full else full.get(name)
-        if shard is not None:
-            piece = shard.cut(piece, rank, tuple(tensor.shape))  # type: ignore[arg-type]  # RankShard needs no tensor
-        assert piece is not None
-        # Compiled graphs assume dense weights; rows of a checkpoint are dense already, columns are copied.
+        # The rank itself is in no checkpoint.
+        source = tensor if isinstance(shard, RankShard) else full[name]
+        piece = source if shard is None else shard.cut(source, rank, tuple(tensor.shape))
+        # Compiled graphs assume dense weights. Rows of a checkpoint are dense; columns are copied.
         cut[name] = piece.to(tensor.dtype).contiguous()
     return cut
 
 
-def check_rank_weights(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor], rank: int) -> None:
-    """Compare one rank's stored weights with the model. Raises: WeightError listing every difference."""
+def check_rank_weights(
+    wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor], rank: int
+) -> None:
+    """Compare one rank's stored weights with the model.
+
+    Raises: WeightError listing every difference.
+    """
     wrong = [
         f"{name}: {_described(weights.get(name))}, the model needs {_described(wanted.get(name))}"
         for name in wanted.keys() | weights.keys()
         if _described(weights.get(name)) != _described(wanted.get(name))
     ]
     if wrong:
-        raise WeightError(f"the sharded weights of rank {rank} do not fit the model: {listed(wrong)}; compile again")
+        raise WeightError(
+            f"the sharded weights of rank {rank} do not fit the model: {listed(wrong)}; compile "
+            "again"
+        )
 
 
 def _full_shape(tensor: Tensor) -> tuple[int, ...]:

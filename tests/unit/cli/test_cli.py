@@ -5,12 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import nxdi
@@ -19,22 +18,18 @@ from nxdi.errors import BucketError
 from nxdi.runtime.store import Manifest, write_artifact
 
 ANSWER = "Paris, été."
-TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
 MANIFEST = Manifest("0", "0", "0", "any", "cpu", {}, [{}, {}], [], {})
 
 
 class FakeAutoModel:
-    """Records what it is asked for; compiling writes an artefact of two graphs."""
+    """Records what it is asked for."""
 
     calls: list[dict[str, Any]]
 
     @classmethod
-    def from_pretrained(cls, model_dir: Path, *, artifact_dir: Path | None, **keywords: Any) -> Any:
+    def from_pretrained(cls, folder: Path, *, artifact_dir: Path | None, **keywords: Any) -> Any:
         cls.calls.append({"artifact_dir": artifact_dir, **keywords})
-        if artifact_dir is not None:
-            write_artifact(artifact_dir, MANIFEST, lambda out: None)
-        neuron_config = SimpleNamespace(seq_len=keywords["seq_len"])
-        return SimpleNamespace(config=SimpleNamespace(neuron_config=neuron_config))
+        return SimpleNamespace(neuron_config=SimpleNamespace(seq_len=keywords["seq_len"]))
 
 
 class FakeAdapter:
@@ -58,40 +53,33 @@ class FakeAdapter:
 
 
 @pytest.fixture
-def model_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model folder with a byte-level tokenizer; the classes above stand in for the model."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=TEMPLATE)
+def model_dir(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, byte_tokenizer: PreTrainedTokenizerFast
+) -> Path:
+    """A model folder with a tokenizer only; the classes above stand in for the model."""
     folder = tmp_path / "model"
-    tokenizer.save_pretrained(folder)
+    byte_tokenizer.save_pretrained(folder)
     (folder / "config.json").write_text("{}")
-
-    FakeAutoModel.calls, FakeAdapter.calls, FakeAdapter.tokenizer = [], [], tokenizer
-    adapter_module = ModuleType("nxdi.utils.hf_adapter")
-    adapter_module.HuggingFaceGenerationAdapter = FakeAdapter  # type: ignore[attr-defined]  # a stand-in
-    monkeypatch.setitem(sys.modules, adapter_module.__name__, adapter_module)
-    monkeypatch.setitem(vars(nxdi), "AutoModelForCausalLM", FakeAutoModel)
+    FakeAutoModel.calls, FakeAdapter.calls, FakeAdapter.tokenizer = [], [], byte_tokenizer
+    monkeypatch.setattr("nxdi.utils.hf_adapter.HuggingFaceGenerationAdapter", FakeAdapter)
+    monkeypatch.setattr("nxdi.models.auto.AutoModelForCausalLM", FakeAutoModel)
     return folder
 
 
 @pytest.fixture
-def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("NXDI_CACHE_DIR", str(folder))
     return folder
 
 
-def write_two_artifacts(cache_dir: Path) -> None:
+def write_two_artifacts(cache_root: Path) -> None:
+    def populate(folder: Path) -> None:
+        (folder / "graph.bin").write_bytes(b"x" * 1500)
+
     for name in ("first", "second"):
-        write_artifact(
-            cache_dir / "artifacts" / name,
-            MANIFEST,
-            lambda out: (out / "graph.bin").write_bytes(b"x" * 1500) and None,
-        )
-    piece = cache_dir / "pieces" / "ab" / "abcd"
+        write_artifact(cache_root / "artifacts" / name, MANIFEST, populate)
+    piece = cache_root / "pieces" / "ab" / "abcd"
     piece.mkdir(parents=True)
     (piece / "kernel.so").write_bytes(b"y" * 2_500_000)
 
@@ -194,8 +182,8 @@ def test_generate_prints_the_answer_only(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ("--temperature 0.5", {"do_sample": True, "temperature": 0.5}),
-        ("--top-k 4 --top-p 0.9", {"do_sample": True, "top_k": 4, "top_p": 0.9}),
+        ("--temperature 0.5", {"do_sample": True, "temperature": 0.5, "top_k": 0, "top_p": 1.0}),
+        ("--top-k 4 --top-p 0.9", {"do_sample": True, "temperature": 1, "top_k": 4, "top_p": 0.9}),
         ("--temperature 0 --top-k 4", {"do_sample": False}),
         ("--max-new-tokens 7", {"do_sample": False, "max_new_tokens": 7}),
         ("--seq-len 20", {"do_sample": False, "max_new_tokens": 12}),
@@ -207,6 +195,28 @@ def test_answer_options(model_dir: Path, options: str, expected: dict[str, Any])
     (call,) = FakeAdapter.calls
     del call["prompt"], call["attention_mask"]
     assert call == {"max_new_tokens": 256, **expected}
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--temperature -1", "--temperature nan", "--top-k 0", "--top-p 1.5", "--max-new-tokens 0"],
+)
+def test_answer_option_out_of_range(
+    model_dir: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", str(model_dir), "--prompt", "Hi", *option.split()])
+    assert stop.value.code == 2
+    assert "is out of range: at least" in capsys.readouterr().err
+
+
+def test_answer_option_that_is_no_number(
+    model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", str(model_dir), "--prompt", "Hi", "--top-k", "many"])
+    assert stop.value.code == 2
+    assert "invalid number value: 'many'" in capsys.readouterr().err
 
 
 def test_seed_starts_the_generator(model_dir: Path) -> None:
@@ -246,15 +256,6 @@ def test_chat_without_a_template(model_dir: Path, capsys: pytest.CaptureFixture[
     (model_dir / "chat_template.jinja").unlink()
     assert main(["chat", str(model_dir)]) == 2
     assert "no chat template; use nxdi generate" in capsys.readouterr().err
-
-
-def test_compile_says_what_it_wrote(
-    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "compiled"
-    assert main(["compile", str(model_dir), "--out", str(out)]) == 0
-    assert FakeAutoModel.calls == [{"artifact_dir": out, "seq_len": 1024}]
-    assert capsys.readouterr().out.startswith(f"{out}: 2 graphs, 0 B, ready in ")
 
 
 @pytest.mark.parametrize("command", ["compile", "generate", "chat"])
@@ -307,15 +308,15 @@ def test_convert_gguf_reports_a_bad_file(
     assert "is not a GGUF file" in capsys.readouterr().err
 
 
-def test_cache_ls_when_there_is_none(cache_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cache_ls_when_there_is_none(cache_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cache", "ls"]) == 0
-    assert capsys.readouterr().out == f"{cache_dir}\n"
+    assert capsys.readouterr().out == f"{cache_root}\n"
 
 
 def test_cache_ls_shows_names_and_sizes(
-    cache_dir: Path, capsys: pytest.CaptureFixture[str]
+    cache_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_two_artifacts(cache_dir)
+    write_two_artifacts(cache_root)
     assert main(["cache", "ls"]) == 0
     lines = [line.split()[2:] for line in capsys.readouterr().out.splitlines()[1:]]
     assert [line[-1] for line in lines] == ["artifacts/first", "artifacts/second", "pieces/"]
@@ -323,40 +324,40 @@ def test_cache_ls_shows_names_and_sizes(
     assert lines[2][:2] == ["2.5", "MB"]
 
 
-def test_cache_rm_removes_the_named_one(cache_dir: Path) -> None:
-    write_two_artifacts(cache_dir)
+def test_cache_rm_removes_the_named_one(cache_root: Path) -> None:
+    write_two_artifacts(cache_root)
     assert main(["cache", "rm", "artifacts/first"]) == 0
-    assert not (cache_dir / "artifacts" / "first").exists()
-    assert (cache_dir / "artifacts" / "second").exists()
+    assert not (cache_root / "artifacts" / "first").exists()
+    assert (cache_root / "artifacts" / "second").exists()
 
 
-def test_cache_rm_all(cache_dir: Path) -> None:
-    write_two_artifacts(cache_dir)
+def test_cache_rm_all(cache_root: Path) -> None:
+    write_two_artifacts(cache_root)
     assert main(["cache", "rm", "--all"]) == 0
-    assert [path for path in cache_dir.iterdir() if path.is_dir()] == []
+    assert [path for path in cache_root.iterdir() if path.is_dir()] == []
 
 
 @pytest.mark.parametrize("name", ["artifacts/absent", "..", "../model", "pieces"])
 def test_cache_rm_refuses_other_names(
-    cache_dir: Path, model_dir: Path, name: str, capsys: pytest.CaptureFixture[str]
+    cache_root: Path, model_dir: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_two_artifacts(cache_dir)
+    write_two_artifacts(cache_root)
     assert main(["cache", "rm", name]) == 2
     assert "no artefact" in capsys.readouterr().err
     assert model_dir.exists()
-    assert (cache_dir / "pieces").exists()
+    assert (cache_root / "pieces").exists()
 
 
-def test_cache_rm_needs_a_name_or_all(cache_dir: Path) -> None:
+def test_cache_rm_needs_a_name_or_all(cache_root: Path) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["cache", "rm"])
     assert stop.value.code == 2
 
 
-def test_cache_verify(cache_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_two_artifacts(cache_dir)
+def test_cache_verify(cache_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_two_artifacts(cache_root)
     assert main(["cache", "verify"]) == 0
-    (cache_dir / "artifacts" / "second" / "graph.bin").write_bytes(b"z" * 1500)
+    (cache_root / "artifacts" / "second" / "graph.bin").write_bytes(b"z" * 1500)
     assert main(["cache", "verify", "artifacts/first"]) == 0
     capsys.readouterr()
     assert main(["cache", "verify"]) == 2
@@ -369,7 +370,7 @@ def test_cache_verify(cache_dir: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_cache_verify_of_an_unknown_name(
-    cache_dir: Path, capsys: pytest.CaptureFixture[str]
+    cache_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["cache", "verify", "absent"]) == 2
     assert "nxdi cache ls" in capsys.readouterr().err

@@ -14,11 +14,12 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from nxdi.errors import ConfigError, NxdiError, UnsupportedError, WeightError
 from nxdi.tools.gguf import convert_gguf
 from nxdi.tools.gguf_file import GgufFile, match_tensors, read_sizes
+from tiny_models import tiny_hf_model
 
 NUM_HEADS, NUM_KV_HEADS, NUM_LAYERS = 4, 2, 2
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -42,24 +43,15 @@ GGUF_NAMES = {
 Writer = gguf.GGUFWriter
 
 
-def make_model(tied: bool = False) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=NUM_LAYERS,
-        num_attention_heads=NUM_HEADS,
-        num_key_value_heads=NUM_KV_HEADS,
+def make_model(tied: bool = False) -> PreTrainedModel:
+    return tiny_hf_model(
+        "llama",
         vocab_size=len(TOKENS),
+        intermediate_size=96,  # the quantised formats store blocks of 32
         max_position_embeddings=128,
         rms_norm_eps=1e-5,
         tie_word_embeddings=tied,
-        initializer_range=0.2,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
     )
-    return LlamaForCausalLM(config).eval()
 
 
 def gguf_name(name: str) -> str:
@@ -105,7 +97,7 @@ def tokenizer(writer: Writer, split: str = "smollm") -> None:
 
 def write_gguf(
     path: Path,
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     *,
     kinds: Mapping[str, Kind] | None = None,
     change: Callable[[Writer], None] = lambda writer: None,
@@ -121,7 +113,8 @@ def write_gguf(
         kind = (kinds or {}).get(name.split(".")[-2], Kind.F32)
         writer.add_tensor(gguf_name(name), gguf.quants.quantize(data, kind), raw_dtype=kind)
     change(writer)
-    for values in (*writer.kv_data, *writer.tensors):
+    tables: list[dict[str, Any]] = [*writer.kv_data, *writer.tensors]
+    for values in tables:
         for key in skip:
             values.pop(key, None)
     writer.write_header_to_file()
@@ -132,7 +125,7 @@ def write_gguf(
 
 
 @pytest.fixture
-def model() -> LlamaForCausalLM:
+def model() -> PreTrainedModel:
     return make_model()
 
 
@@ -143,7 +136,8 @@ def plain_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
-        return model(torch.arange(3, 23)[None]).logits
+        result: torch.Tensor = model(torch.arange(3, 23)[None]).logits
+    return result
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -156,7 +150,7 @@ def test_logits_equal_the_original_model(tmp_path: Path, tied: bool) -> None:
     assert torch.equal(logits(converted), logits(model))
 
 
-def test_the_permutation_of_q_and_k_matters(tmp_path: Path, model: LlamaForCausalLM) -> None:
+def test_the_permutation_of_q_and_k_matters(tmp_path: Path, model: PreTrainedModel) -> None:
     folder = convert_gguf(write_gguf(tmp_path / "m.gguf", model), tmp_path / "out")
     weight = model.model.layers[0].self_attn.k_proj.weight
     weight.data = torch.from_numpy(permute(weight.detach().numpy(), "k_proj.weight"))
@@ -168,7 +162,7 @@ def test_the_permutation_of_q_and_k_matters(tmp_path: Path, model: LlamaForCausa
     "kind", [Kind.Q8_0, Kind.Q4_1, Kind.F16, Kind.BF16], ids=lambda kind: kind.name
 )
 def test_quantised_tensors_are_dequantised_exactly(
-    tmp_path: Path, model: LlamaForCausalLM, kind: Kind
+    tmp_path: Path, model: PreTrainedModel, kind: Kind
 ) -> None:
     quantised = ("q_proj", "down_proj", "embed_tokens")
     path = write_gguf(tmp_path / "m.gguf", model, kinds=dict.fromkeys(quantised, kind))
@@ -195,7 +189,7 @@ def test_folder_holds_configs_and_tokenizer(tmp_path: Path, plain_file: Path) ->
     assert not list(folder.glob("*.gguf"))
 
 
-def test_files_beside_the_gguf_file_are_not_read(tmp_path: Path, model: LlamaForCausalLM) -> None:
+def test_files_beside_the_gguf_file_are_not_read(tmp_path: Path, model: PreTrainedModel) -> None:
     canary = tmp_path / "canary"
     (tmp_path / "evil.py").write_text(f"open({str(canary)!r}, 'w')\nclass T: pass\n")
     (tmp_path / "tokenizer_config.json").write_text(
@@ -231,7 +225,7 @@ BAD_VALUES: dict[str, tuple[Any, type[NxdiError], str]] = {
 
 
 @pytest.mark.parametrize("key", BAD_VALUES)
-def test_bad_metadata_is_named(tmp_path: Path, model: LlamaForCausalLM, key: str) -> None:
+def test_bad_metadata_is_named(tmp_path: Path, model: PreTrainedModel, key: str) -> None:
     value, error, message = BAD_VALUES[key]
 
     def change(writer: Writer) -> None:
@@ -249,7 +243,7 @@ def test_bad_metadata_is_named(tmp_path: Path, model: LlamaForCausalLM, key: str
     "key",
     ["llama.block_count", "tokenizer.ggml.tokens", "blk.1.attn_k.weight", "output_norm.weight"],
 )
-def test_missing_part_is_named(tmp_path: Path, model: LlamaForCausalLM, key: str) -> None:
+def test_missing_part_is_named(tmp_path: Path, model: PreTrainedModel, key: str) -> None:
     path = write_gguf(tmp_path / "m.gguf", model, skip=(key,))
     with pytest.raises(WeightError, match=key):
         convert_gguf(path, tmp_path / "out")
@@ -264,27 +258,27 @@ def test_missing_part_is_named(tmp_path: Path, model: LlamaForCausalLM, key: str
     ],
 )
 def test_unknown_features_are_refused(
-    tmp_path: Path, model: LlamaForCausalLM, change: Callable[[Writer], None], message: str
+    tmp_path: Path, model: PreTrainedModel, change: Callable[[Writer], None], message: str
 ) -> None:
     path = write_gguf(tmp_path / "m.gguf", model, change=change)
     with pytest.raises(UnsupportedError, match=message):
         convert_gguf(path, tmp_path / "out")
 
 
-def test_other_architectures_are_refused(tmp_path: Path, model: LlamaForCausalLM) -> None:
+def test_other_architectures_are_refused(tmp_path: Path, model: PreTrainedModel) -> None:
     path = write_gguf(tmp_path / "m.gguf", model, architecture="gemma3")
     with pytest.raises(UnsupportedError, match="gemma3"):
         convert_gguf(path, tmp_path / "out")
 
 
-def test_a_bad_tokenizer_leaves_nothing_behind(tmp_path: Path, model: LlamaForCausalLM) -> None:
+def test_a_bad_tokenizer_leaves_nothing_behind(tmp_path: Path, model: PreTrainedModel) -> None:
     path = write_gguf(tmp_path / "m.gguf", model, change=bad_merge)
     with pytest.raises(WeightError, match="tokenizer cannot be read"):
         convert_gguf(path, tmp_path / "out")
     assert not any(entry.is_dir() for entry in tmp_path.iterdir())
 
 
-def test_a_type_without_dequantisation_is_refused(tmp_path: Path, model: LlamaForCausalLM) -> None:
+def test_a_type_without_dequantisation_is_refused(tmp_path: Path, model: PreTrainedModel) -> None:
     integers = np.zeros((64,), np.int32)
 
     def change(writer: Writer) -> None:

@@ -1,20 +1,25 @@
-// nxdi_cpu::linear(x, weight, bias=None): y = x @ weight.T + bias, built for few rows of x, where the time is that of
-// reading the weight from memory.
+// nxdi_cpu::linear(x, weight, bias=None): y = x @ weight.T + bias, fast for few rows of x, where
+// the time is that of reading the weight from memory.
 //
-//   x [..., K] float32, any strides; weight [N, K] float32 | bfloat16 | float16, rows contiguous, any alignment (it is
-//   usually a memory-mapped file); bias [N] of one of these types, or none; result [..., N] float32, float32 sums.
+//   x       [..., K] float32, any strides
+//   weight  [N, K] float32 | bfloat16 | float16, rows contiguous, any alignment (a mapped file)
+//   bias    [N] of one of these types, or none
+//   result  [..., N] float32, summed in float32
 //
-// How it streams. Each thread owns a range of weight rows and reads them once, in their stored type, widening them in
-// registers: 16-bit weights cost half the traffic and no second copy. A tile of R weight rows by C rows of x is summed in
-// R*C vector registers, whose lanes are partial sums over k, added up at the end. x is packed so that a tile reads it in
-// order, one L1-sized slice of k at a time. While a strip of rows is multiplied, the next one is prefetched to L2, since
-// hardware prefetchers stop at page ends and lag behind when there is arithmetic to do; more than C rows of x pass over
-// the strip group by group, from L2. So one code serves a single row (bound by memory) and a prompt (bound by arithmetic).
+// How it streams. Each thread owns a range of weight rows and reads them once, in their stored
+// type, widening them in registers: 16-bit weights cost half the traffic, and no second copy. A
+// tile of R weight rows by C rows of x is summed in R*C vector registers, whose lanes are partial
+// sums over k and are added up at the end. x is packed so that a tile reads it in order, one
+// L1-sized slice of k at a time. While a strip of weight rows is multiplied, the next one is
+// prefetched to L2, because hardware prefetchers stop at page ends and lag behind when there is
+// arithmetic to do. Further rows of x pass over the strip in L2, C at a time, so that the same
+// code serves a prompt, where the time is that of the arithmetic.
 //
-// Each output is summed in the same order whatever the other rows are: a row gets the same bits alone and in a batch.
+// An output is summed in the same order whatever rows surround it: a row of x has the same result,
+// to the bit, alone and in a batch.
 //
-// GNU vector extensions (GCC, clang) let the compiler map Vec to AVX-512, AVX, NEON or SSE. Only torch's stable C ABI is
-// used, so the build takes seconds.
+// GNU vector extensions (GCC, clang) let the compiler map Vec to AVX-512, AVX, NEON or SSE. Only
+// torch's stable C ABI is used, whose headers compile in seconds.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
@@ -46,17 +51,21 @@ constexpr int kLanes = 8;
 #else
 constexpr int kLanes = 4;
 #endif
-#if defined(__AVX512F__) || defined(__aarch64__)  // 32 vector registers
+
+// Rows of x and of the weight that a tile multiplies: what fits in the vector registers.
+#if defined(__AVX512F__) || defined(__aarch64__)  // 32 of them
 constexpr int kMaxGroup = 8;
 constexpr int tile_rows(int group) { return group <= 2 ? 8 : group <= 6 ? 4 : 2; }
 #else  // 16
 constexpr int kMaxGroup = 6;
 constexpr int tile_rows(int group) { return group == 1 ? 8 : group == 2 ? 4 : 2; }
 #endif
+
 constexpr int kStep = 2 * kLanes;       // k advances by two vectors: one load of 16-bit weights
-constexpr int kMaxStrip = 48;           // weight rows that stay in L2 while the groups of x pass over them
+constexpr int kMaxStrip = 48;           // weight rows that stay in L2 while groups pass over them
 constexpr int64_t kSliceBytes = 16384;  // packed x that stays in L1
 constexpr int64_t kMaxRows = 128;       // rows of x packed at a time; bounds the scratch memory
+constexpr int64_t kLineBytes = 64;
 
 typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t Bits __attribute__((vector_size(kLanes * 4)));
@@ -64,7 +73,7 @@ typedef float LooseVec __attribute__((vector_size(kLanes * 4), aligned(1), may_a
 typedef uint32_t LooseBits __attribute__((vector_size(kLanes * 4), aligned(1), may_alias));
 
 #define UNROLL _Pragma("GCC unroll 8")
-// Keeps a loaded value in a register: GCC would repeat the load at each use, and the loads would be the limit.
+// Keeps a loaded value in a register: GCC would load it again at each use, 30 % slower.
 #if defined(__x86_64__)
 #define IN_REGISTER(v) asm volatile("" : "+v"(v))
 #elif defined(__aarch64__)
@@ -73,8 +82,8 @@ typedef uint32_t LooseBits __attribute__((vector_size(kLanes * 4), aligned(1), m
 #define IN_REGISTER(v)
 #endif
 
-// Vector `half` (0 or 1) of the kStep weights at w. Two bfloat16 are one 32-bit word, so half 0 is the even k and half 1
-// the odd k, a shift and a mask; pack() orders x alike.
+// Vector `half` (0 or 1) of the kStep weights at w. Two bfloat16 are one 32-bit word, so half 0
+// is the even k and half 1 the odd k, by a shift and a mask; pack() orders x alike.
 inline Vec widen(const float* w, int half) { return *(const LooseVec*)(w + half * kLanes); }
 
 inline Vec widen(const BFloat16* w, int half) {
@@ -95,7 +104,7 @@ inline Vec widen(const Half* w, int half) {
 #endif
 }
 
-// Explicit, because GCC tuned for AMD splits some of these into a product and a sum, which rounds differently.
+// Explicit, because GCC tuned for AMD splits some of them into two steps, which round differently.
 inline Vec multiply_add(Vec a, Vec b, Vec sum) {
 #if defined(__AVX512F__)
   return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
@@ -108,15 +117,16 @@ inline Vec multiply_add(Vec a, Vec b, Vec sum) {
 
 // sums[c][r] += w[r] . x[c] over `steps` steps of k, for R weight rows and C rows of packed x.
 template <class W, int R, int C>
-inline void multiply_tile(const W* w, int64_t stride, const float* x, int64_t steps, Vec* sums, const W* next) {
+inline void multiply_tile(const W* w, int64_t stride, const float* x, int64_t steps, Vec* sums,
+                          const W* next) {
   Vec acc[R][C];
   UNROLL for (int r = 0; r < R; ++r)
     UNROLL for (int c = 0; c < C; ++c) acc[r][c] = sums[c * kMaxStrip + r];
   for (int64_t k = 0; k < steps * kStep; k += kStep) {
-    if (next)
+    if (next && k * sizeof(W) % kLineBytes == 0)
       UNROLL for (int r = 0; r < R; ++r)
-        for (int line = 0; line < int(kStep * sizeof(W)); line += 64)
-          __builtin_prefetch((const char*)(next + r * stride + k) + line, 0, 2);
+        for (int64_t byte = 0; byte < int64_t(kStep * sizeof(W)); byte += kLineBytes)
+          __builtin_prefetch((const char*)(next + r * stride + k) + byte, 0, 2);
     UNROLL for (int half = 0; half < 2; ++half, x += C * kLanes) {
       Vec wide[R];
       UNROLL for (int r = 0; r < R; ++r) {
@@ -135,16 +145,19 @@ inline void multiply_tile(const W* w, int64_t stride, const float* x, int64_t st
 }
 
 template <class W, int C>
-void multiply_strip(const W* w, int64_t stride, int rows, const float* x, int64_t steps, Vec* sums, const W* next) {
+void multiply_strip(const W* w, int64_t stride, int rows, const float* x, int64_t steps, Vec* sums,
+                    const W* next) {
   constexpr int R = tile_rows(C);
   int r = 0;
   for (; r + R <= rows; r += R)
-    multiply_tile<W, R, C>(w + r * stride, stride, x, steps, sums + r, next ? next + r * stride : nullptr);
-  for (; r < rows; ++r) multiply_tile<W, 1, C>(w + r * stride, stride, x, steps, sums + r, nullptr);
+    multiply_tile<W, R, C>(w + r * stride, stride, x, steps, sums + r,
+                           next ? next + r * stride : nullptr);
+  for (; r < rows; ++r)
+    multiply_tile<W, 1, C>(w + r * stride, stride, x, steps, sums + r, nullptr);
 }
 
 template <class W, int... I>
-auto choose_strip(int group, std::integer_sequence<int, I...>) {
+auto choose_strip(int64_t group, std::integer_sequence<int, I...>) {
   static constexpr decltype(&multiply_strip<W, 1>) table[] = {multiply_strip<W, I + 1>...};
   return table[group - 1];
 }
@@ -163,20 +176,21 @@ inline Vec join(Vec a, Vec b, std::integer_sequence<int, I...>) {
   return pick<(I & D ? kLanes + I - D : I)...>(a, b) + pick<(I & D ? kLanes + I : I + D)...>(a, b);
 }
 
-// Adds up the lanes of kLanes vectors at once, in a tree: lane i of the result is the sum of v[i].
+// Adds up the lanes of kLanes vectors at once, as a tree: lane i of the result is the sum of v[i].
 template <int D = 1>
 inline Vec sum_lanes(const Vec* v) {
   if constexpr (D == kLanes)
     return *v;
   else
-    return join<D>(sum_lanes<2 * D>(v), sum_lanes<2 * D>(v + D), std::make_integer_sequence<int, kLanes>{});
+    return join<D>(sum_lanes<2 * D>(v), sum_lanes<2 * D>(v + D),
+                   std::make_integer_sequence<int, kLanes>{});
 }
 
-// Vector-aligned memory of this thread, kept for its next call; `Use` tells apart what is alive together.
+// Vector-aligned memory of this thread, kept for its next call; `Use` names what is alive together.
 template <int Use, class T>
 T* scratch(int64_t count) {
-  struct alignas(64) Line {
-    char bytes[64];
+  struct alignas(kLineBytes) Line {
+    char bytes[kLineBytes];
   };
   static thread_local std::vector<Line> memory;
   const size_t lines = count * sizeof(T) / sizeof(Line) + 1;
@@ -207,26 +221,27 @@ template <class W>
 struct Product {  // y[m, n] = x[first_row + m] . w[n] + bias[n] for m < num_rows
   const View& x;
   const W* w;
-  int64_t stride, N, K;  // stride of the weight's rows
+  int64_t stride, N, K;  // stride: from one row of the weight to the next
   const float* bias;
   float* y;
   int64_t first_row, num_rows;
-  int64_t num_groups = (num_rows + kMaxGroup - 1) / kMaxGroup, group = (num_rows + num_groups - 1) / num_groups;
-  int64_t whole_steps = K / kStep, tail = K % kStep, group_size = (whole_steps + (tail > 0)) * kStep * group;
-  float* packed = scratch<0, float>(num_groups * group_size);  // [num_groups][steps][2][group][kLanes], zero-padded
+  int64_t num_groups = (num_rows + kMaxGroup - 1) / kMaxGroup;
+  int64_t group = (num_rows + num_groups - 1) / num_groups;  // rows of x in each group
+  int64_t whole_steps = K / kStep, tail = K % kStep;
+  int64_t group_size = (whole_steps + (tail > 0)) * kStep * group;
+  float* packed = scratch<0, float>(num_groups * group_size);  // [group][step][half][row][lane]
 
-  void pack(int64_t first_group, int64_t end_group) const {
+  void pack(int64_t first_group, int64_t end_group) const {  // zeros beyond the last row and k
     const int64_t x_stride = x.strides[x.dims - 1];
     for (int64_t m = first_group * group; m < end_group * group; ++m) {
       const float* row = m < num_rows ? x.row(first_row + m) : nullptr;
       float* out = packed + m / group * group_size + m % group * kLanes;
       for (int64_t k = 0; k < K; k += kStep, out += kStep * group) {
         float step[kStep] = {};
-        if (row && x_stride == 1 && k + kStep <= K) {
+        if (row && x_stride == 1 && k + kStep <= K)
           std::memcpy(step, row + k, sizeof step);
-        } else if (row) {
-          for (int64_t i = 0; i < std::min<int64_t>(kStep, K - k); ++i) step[i] = row[(k + i) * x_stride];
-        }
+        else if (row)
+          for (int64_t i = 0; i < kStep && k + i < K; ++i) step[i] = row[(k + i) * x_stride];
         for (int i = 0; i < kLanes; ++i) {
           constexpr bool pairs = std::is_same_v<W, BFloat16>;
           out[i] = step[pairs ? 2 * i : i];
@@ -237,37 +252,48 @@ struct Product {  // y[m, n] = x[first_row + m] . w[n] + bias[n] for m < num_row
   }
 
   void multiply(int64_t first, int64_t end) const {  // weight rows first..end
-    const auto multiply_strip = choose_strip<W>(group, std::make_integer_sequence<int, kMaxGroup>{});
-    const int max_strip = num_groups > 1 ? kMaxStrip : 16;
-    const int64_t slices = 1 + whole_steps * kStep * group * 4 / kSliceBytes, slice = (whole_steps + slices - 1) / slices;
+    const auto strip_kernel = choose_strip<W>(group, std::make_integer_sequence<int, kMaxGroup>{});
+    const int64_t max_strip = num_groups > 1 ? kMaxStrip : 16;
+    const int64_t slices = 1 + whole_steps * kStep * group * 4 / kSliceBytes;
+    const int64_t slice = (whole_steps + slices - 1) / slices;
     Vec* sums = scratch<1, Vec>(num_groups * group * kMaxStrip);
     for (int64_t n = first; n < end; n += max_strip) {
-      const int strip = std::min<int64_t>(max_strip, end - n);
+      const int64_t strip = std::min(max_strip, end - n);
       const W* rows = w + n * stride;
-      std::fill_n(sums, num_groups * group * kMaxStrip, Vec{});
-      const auto add_slice = [&](const W* w, int64_t stride, int64_t step, int64_t steps, const W* next) {
+      for (int64_t m = 0; m < num_groups * group; ++m)
+        std::fill_n(sums + m * kMaxStrip, strip, Vec{});
+      const auto add = [&](const W* w, int64_t stride, int64_t step, int64_t steps, const W* next) {
         for (int64_t g = 0; g < num_groups; ++g, next = nullptr)
-          multiply_strip(w, stride, strip, packed + g * group_size + step * kStep * group, steps,
-                         sums + g * group * kMaxStrip, next);
+          strip_kernel(w, stride, strip, packed + g * group_size + step * kStep * group, steps,
+                       sums + g * group * kMaxStrip, next);
       };
       for (int64_t step = 0; step < whole_steps; step += slice) {
-        const bool last = step + slice >= whole_steps;
-        const W* next = !last ? rows + (step + slice) * kStep : n + strip < end ? rows + strip * stride : nullptr;
-        add_slice(rows + step * kStep, stride, step, std::min(slice, whole_steps - step), next);
+        const W* next = step + slice < whole_steps ? rows + (step + slice) * kStep
+                        : n + strip < end          ? rows + strip * stride
+                                                   : nullptr;
+        add(rows + step * kStep, stride, step, std::min(slice, whole_steps - step), next);
       }
       if (tail) {
         W edge[kMaxStrip * kStep] = {};
-        for (int r = 0; r < strip; ++r)
-          std::memcpy(edge + r * kStep, rows + r * stride + whole_steps * kStep, tail * sizeof(W));
-        add_slice(edge, kStep, whole_steps, 1, nullptr);
+        for (int64_t r = 0; r < strip; ++r)
+          std::copy_n(rows + r * stride + whole_steps * kStep, tail, edge + r * kStep);
+        add(edge, kStep, whole_steps, 1, nullptr);
       }
-      for (int64_t m = 0; m < num_rows; ++m)
-        for (int r = 0; r < strip; r += kLanes) {
-          Vec total = sum_lanes(sums + m * kMaxStrip + r);
-          if (bias) total += *(const LooseVec*)(bias + n + r);
-          std::memcpy(y + m * N + n + r, &total, std::min(kLanes, strip - r) * sizeof(float));
-        }
+      store(sums, n, strip);
     }
+  }
+
+  void store(const Vec* sums, int64_t n, int64_t strip) const {
+    for (int64_t m = 0; m < num_rows; ++m)
+      for (int64_t r = 0; r < strip; r += kLanes) {
+        Vec total = sum_lanes(sums + m * kMaxStrip + r);
+        if (bias) total += *(const LooseVec*)(bias + n + r);
+        float* out = y + m * N + n + r;
+        if (r + kLanes <= strip)
+          *(LooseVec*)out = total;
+        else
+          std::memcpy(out, &total, (strip - r) * sizeof(float));
+      }
   }
 
   void run() const {
@@ -281,7 +307,8 @@ struct Product {  // y[m, n] = x[first_row + m] . w[n] + bias[n] for m < num_row
         pack(num_groups * thread / threads, num_groups * (thread + 1) / threads);
 #pragma omp barrier
       }
-      multiply(units * thread / threads * kLanes, std::min(N, units * (thread + 1) / threads * kLanes));
+      multiply(units * thread / threads * kLanes,
+               std::min(N, units * (thread + 1) / threads * kLanes));
     }
   }
 };
@@ -293,18 +320,20 @@ void require(bool condition, const char* message) {
 // Calls f with a null pointer of the C++ type of a weight or bias.
 template <class F>
 auto with_type(const View& tensor, F f) {
-  static const int32_t float32 = aoti_torch_dtype_float32(), bfloat16 = aoti_torch_dtype_bfloat16();
-  static const int32_t float16 = aoti_torch_dtype_float16();
+  static const int32_t bfloat16 = aoti_torch_dtype_bfloat16(), float16 = aoti_torch_dtype_float16();
+  static const int32_t float32 = aoti_torch_dtype_float32();
   if (tensor.dtype == bfloat16) return f((BFloat16*)nullptr);
   if (tensor.dtype == float16) return f((Half*)nullptr);
-  require(tensor.dtype == float32, "weight and bias must be float32, bfloat16 or float16; convert them with .float()");
+  require(tensor.dtype == float32,
+          "weight and bias must be float32, bfloat16 or float16; convert them with .float()");
   return f((float*)nullptr);
 }
 
 const float* widen_bias(const View& bias) {
   float* wide = scratch<2, float>(bias.sizes[0] + kLanes);
   with_type(bias, [&](auto* type) {
-    for (int64_t n = 0; n < bias.sizes[0]; ++n) wide[n] = static_cast<decltype(type)>(bias.data)[n * bias.strides[0]];
+    const auto* values = static_cast<decltype(type)>(bias.data);
+    for (int64_t n = 0; n < bias.sizes[0]; ++n) wide[n] = values[n * bias.strides[0]];
   });
   return wide;
 }
@@ -312,7 +341,8 @@ const float* widen_bias(const View& bias) {
 AtenTensorHandle empty_result(const View& x, int64_t N) {
   std::vector<int64_t> sizes(x.sizes, x.sizes + x.dims), strides(x.dims, 1);
   sizes.back() = N;
-  for (int64_t d = x.dims - 1; d > 0; --d) strides[d - 1] = strides[d] * std::max<int64_t>(sizes[d], 1);
+  for (int64_t d = x.dims - 1; d > 0; --d)
+    strides[d - 1] = strides[d] * std::max<int64_t>(sizes[d], 1);
   AtenTensorHandle result;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(x.dims, sizes.data(), strides.data(), x.dtype,
                                                   aoti_torch_device_type_cpu(), 0, &result));
@@ -324,31 +354,35 @@ AtenTensorHandle linear(const View& x, const View& weight, const std::optional<V
   require(x.dims > 0 && weight.dims == 2 && x.sizes[x.dims - 1] == weight.sizes[1],
           "x must be [..., K] and weight [N, K] with the same K; check the layer's input size");
   const int64_t N = weight.sizes[0], K = weight.sizes[1];
-  require(weight.strides[1] == 1 || K <= 1, "the rows of weight must be contiguous; call .contiguous() once");
-  require(!bias || (bias->dims == 1 && bias->sizes[0] == N), "bias must be [N], one value per row of weight [N, K]");
-  const float* wide_bias = bias ? widen_bias(*bias) : nullptr;
-  int64_t M = N > 0;  // no output column: no row to compute
+  require(weight.strides[1] == 1 || K <= 1, "rows of weight must be contiguous; use .contiguous()");
+  require(!bias || (bias->dims == 1 && bias->sizes[0] == N), "bias must be [N] for weight [N, K]");
+  int64_t M = 1;
   for (int64_t d = 0; d + 1 < x.dims; ++d) M *= x.sizes[d];
+  const float* wide_bias = bias ? widen_bias(*bias) : nullptr;
   return with_type(weight, [&](auto* type) {
-    const auto* w = static_cast<decltype(type)>(weight.data);
+    using W = std::remove_pointer_t<decltype(type)>;
+    const W* w = static_cast<const W*>(weight.data);
     const AtenTensorHandle result = empty_result(x, N);
     float* y = static_cast<float*>(View(result).data);
-    for (int64_t m = 0; m < M; m += kMaxRows)
-      Product<std::remove_pointer_t<decltype(type)>>{x, w, weight.strides[0], N, K, wide_bias, y + m * N, m, std::min(kMaxRows, M - m)}.run();
+    for (int64_t m = 0; m < M && N > 0; m += kMaxRows)
+      Product<W>{x, w, weight.strides[0], N, K, wide_bias, y + m * N, m,
+                 std::min(kMaxRows, M - m)}
+          .run();
     return result;
   });
 }
 
 Tensor linear_op(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-  return Tensor(linear(View(x.get()), View(weight.get()), bias ? std::optional(View(bias->get())) : std::nullopt));
+  return Tensor(linear(View(x.get()), View(weight.get()),
+                       bias ? std::optional(View(bias->get())) : std::nullopt));
 }
 
 }  // namespace
 
-// What AOTInductor's code calls directly, under the name it derives from the op (aot_inductor.custom_ops_to_c_shims);
-// an exception passes through its C++ code and becomes the error of the graph.
-extern "C" AOTITorchError aoti_torch_cpu_linear(AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle* bias,
-                                                AtenTensorHandle* result) {
+// What code compiled by AOTInductor calls, under the name it derives from the op's. An exception
+// passes through it, as through any C++ code, and becomes the error of the graph.
+extern "C" AOTITorchError aoti_torch_cpu_linear(AtenTensorHandle x, AtenTensorHandle weight,
+                                                AtenTensorHandle* bias, AtenTensorHandle* result) {
   *result = linear(View(x), View(weight), bias ? std::optional(View(*bias)) : std::nullopt);
   return AOTI_TORCH_SUCCESS;
 }

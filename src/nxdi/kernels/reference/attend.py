@@ -1,8 +1,8 @@
 """Attention over grouped heads: the explicit meaning, and the forms that suit a CPU.
 
-Legend: B rows, N key/value heads on this rank, G query heads per key/value head, S queries, L keys, D head size.
-All forms take q [B, N, G, S, D], k and v [B, N, L, D], allowed [B, S, L] bool, sinks [N, G] or None and return
-[B, N, G, S, D].
+Legend: B rows, N key/value heads on this rank, G query heads per key/value head, S queries, L keys,
+D head size. All forms take q [B, N, G, S, D], k and v [B, N, L, D], allowed [B, S, L] bool, sinks
+[N, G] or None and return [B, N, G, S, D].
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from nxdi.kernels.masks import Causal
 from nxdi.kernels.ops import AttendCall
 from nxdi.kernels.registry import Kernel, register
 
-# Short enough that one fused multiply-and-sum loop beats a call to a flash kernel (measured on AVX2).
+# Short enough that one fused multiply-and-sum loop beats a call to a flash kernel (measured on
+# AVX2).
 _FUSED_DECODE_MAX_KEYS = 256
 
 
-def _probabilities(scores: Tensor, allowed: Tensor, sinks: Tensor | None, call: AttendCall) -> Tensor:
+def _probabilities(
+    scores: Tensor, allowed: Tensor, sinks: Tensor | None, call: AttendCall
+) -> Tensor:
     """Masked softmax in float32. scores [B, N, G, S, L] -> same.
 
     A large negative number instead of -inf keeps rows of padding finite.
@@ -46,7 +49,7 @@ def attend_explicit(
 def attend_fused_decode(
     q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, sinks: Tensor | None, call: AttendCall
 ) -> Tensor:
-    """One query against a short cache as multiply-and-sum, which a compiler fuses into one pass over K and V."""
+    """One query against a short cache as multiply-and-sum, which a compiler fuses into one pass."""
     scores = (q * k.unsqueeze(2)).sum(dim=-1).unsqueeze(-2)
     probabilities = _probabilities(scores, allowed, sinks, call)
     return (probabilities.squeeze(-2).unsqueeze(-1) * v.unsqueeze(2)).sum(dim=-2, keepdim=True)
@@ -55,17 +58,26 @@ def attend_fused_decode(
 def attend_sdpa(
     q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, sinks: Tensor | None, call: AttendCall
 ) -> Tensor:
-    """torch's fused attention. One query per row: the group is the query dimension, so K and V are not repeated."""
+    """torch's fused attention.
+
+    One query per row: the group is the query dimension, so K and V are not repeated.
+    """
     if call.num_queries == 1:
         bias = allowed.unsqueeze(1)
         out = F.scaled_dot_product_attention(q.squeeze(3), k, v, attn_mask=bias, scale=call.scale)
         return out.unsqueeze(3)
     flat_q = q.flatten(1, 2)
-    flat_k, flat_v = (t.unsqueeze(2).expand(q.shape[:3] + t.shape[2:]).flatten(1, 2) for t in (k, v))
+    flat_k, flat_v = (
+        t.unsqueeze(2).expand(q.shape[:3] + t.shape[2:]).flatten(1, 2) for t in (k, v)
+    )
     if call.aligned and call.mask == Causal():
-        out = F.scaled_dot_product_attention(flat_q, flat_k, flat_v, is_causal=True, scale=call.scale)
+        out = F.scaled_dot_product_attention(
+            flat_q, flat_k, flat_v, is_causal=True, scale=call.scale
+        )
     else:
-        out = F.scaled_dot_product_attention(flat_q, flat_k, flat_v, attn_mask=allowed.unsqueeze(1), scale=call.scale)
+        out = F.scaled_dot_product_attention(
+            flat_q, flat_k, flat_v, attn_mask=allowed.unsqueeze(1), scale=call.scale
+        )
     return out.view_as(q)
 
 

@@ -1,6 +1,7 @@
 """Llama 1 to 3.3: dense decoder, grouped-query attention, rotary positions, gated MLP.
 
-Source: arXiv:2302.13971, arXiv:2307.09288, arXiv:2407.21783; weights as in Hugging Face's LlamaForCausalLM.
+Source: arXiv:2302.13971, arXiv:2307.09288, arXiv:2407.21783; weights as in Hugging Face's
+LlamaForCausalLM.
 """
 
 from __future__ import annotations
@@ -61,8 +62,12 @@ class NeuronLlamaDecoderLayer(PreNormDecoderLayer):
 class NeuronLlamaModel(NeuronBaseModel):
     def init_model(self, config: InferenceConfig) -> None:
         self.embed_tokens, self.lm_head = causal_lm_ends(config)
-        self.layers = nn.ModuleList(NeuronLlamaDecoderLayer(config) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, config.neuron_config.torch_dtype)
+        self.layers = nn.ModuleList(
+            NeuronLlamaDecoderLayer(config) for _ in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(
+            config.hidden_size, config.rms_norm_eps, config.neuron_config.torch_dtype
+        )
 
 
 class NeuronLlamaForCausalLM(NeuronBaseForCausalLM):

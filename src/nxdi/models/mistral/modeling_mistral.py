@@ -46,7 +46,9 @@ class NeuronMistralModel(NeuronBaseModel):
             PreNormDecoderLayer(config, NeuronMistralAttention(config), GatedMLP(config))
             for _ in range(config.num_hidden_layers)
         )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, config.neuron_config.torch_dtype)
+        self.norm = RMSNorm(
+            config.hidden_size, config.rms_norm_eps, config.neuron_config.torch_dtype
+        )
 
 
 class NeuronMistralForCausalLM(NeuronBaseForCausalLM):

@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5: Llama's decoder with biases on q, k and v, and windows on some layers if the config says so.
+"""Qwen2 and Qwen2.5: Llama's decoder with biases on q, k and v, and windows on some layers.
 
 Source: arXiv:2407.10671; weights as in Hugging Face's Qwen2ForCausalLM.
 """
@@ -47,7 +47,9 @@ class NeuronQwen2Model(NeuronBaseModel):
             PreNormDecoderLayer(config, NeuronQwen2Attention(config, layer_type), GatedMLP(config))
             for layer_type in config.layer_types
         )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, config.neuron_config.torch_dtype)
+        self.norm = RMSNorm(
+            config.hidden_size, config.rms_norm_eps, config.neuron_config.torch_dtype
+        )
 
 
 class NeuronQwen2ForCausalLM(NeuronBaseForCausalLM):

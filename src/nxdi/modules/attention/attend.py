@@ -23,8 +23,10 @@ class Attend:
     scale: float
     softcap: float | None = None
 
-    def __call__(self, q: Tensor, attended: Attended, sinks: Tensor | None, ctx: LayerContext) -> Tensor:
-        """q [B, N * G, S, D] against the attended keys and values [B, N, L, D] -> [B, N * G, S, D]."""
+    def __call__(
+        self, q: Tensor, attended: Attended, sinks: Tensor | None, ctx: LayerContext
+    ) -> Tensor:
+        """q [B, N * G, S, D] against keys and values [B, N, L, D] -> [B, N * G, S, D]."""
         batch, num_kv_heads, num_keys, head_dim = attended.keys.shape
         grouped = q.view(batch, num_kv_heads, -1, *q.shape[2:])
         call = AttendCall(
@@ -43,5 +45,7 @@ class Attend:
         allowed = ctx.allowed(self.mask, attended.positions)
         if sinks is not None:
             sinks = sinks.view(num_kv_heads, -1)
-        out: Tensor = choose("attend", call).run(grouped, attended.keys, attended.values, allowed, sinks, call)
+        out: Tensor = choose("attend", call).run(
+            grouped, attended.keys, attended.values, allowed, sinks, call
+        )
         return out.reshape(q.shape)

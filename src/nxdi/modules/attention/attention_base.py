@@ -1,7 +1,7 @@
-"""Grouped-query attention in six steps, each overridable: project, split_heads, position, append, attend, merge.
+"""Grouped-query attention in six steps: project, split_heads, position, append, attend, merge.
 
-Variation is held by objects chosen in the constructor (mask, rotary embedding, q/k norm, sinks, cache layout); forward asks
-nothing again.
+Variation is held by objects chosen in the constructor (mask, rotary embedding, q/k norm, sinks,
+cache layout); forward asks nothing again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ from nxdi.parallel_layers.sharding import HeadShard, plan_heads, set_shard
 
 @dataclass(frozen=True)
 class AttentionOutput:
-    """Result of an attention module. Unpacks to four, as NxDI's does: the cache travels in the context instead."""
+    """Result of an attention module.
+
+    Unpacks to four, as NxDI's does: the cache travels in the context instead.
+    """
 
     hidden_states: Tensor
     present_key_value: tuple[Tensor, Tensor] | None = None
@@ -42,14 +45,15 @@ class AttentionOutput:
 class NeuronAttentionBase(nn.Module):
     """Grouped-query attention over this rank's heads.
 
-    Shapes: hidden_states [B, S, hidden_size] -> AttentionOutput of the same (S / tp with sequence parallelism).
-    `num_heads` and `num_key_value_heads` are per rank after construction; head counts that do not divide are padded.
-    `scale` multiplies QK^T (default head_dim ** -0.5); `softmax_scale` is NxDI's spelling, a divisor.
-    `qk_norm` maps (q, k) [B, N, S, D] to the same; `num_sinks` is 0 or 1 learned extra logit per head.
+    Shapes: hidden_states [B, S, hidden_size] -> AttentionOutput of the same (S / tp with sequence
+    parallelism). `num_heads` and `num_key_value_heads` are per rank after construction; head counts
+    that do not divide are padded. `scale` multiplies QK^T (default head_dim ** -0.5);
+    `softmax_scale` is NxDI's spelling, a divisor. `qk_norm` maps (q, k) [B, N, S, D] to the same;
+    `num_sinks` is 0 or 1 learned extra logit per head.
     Raises: ConfigError for contradictory keywords.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  NxDI's keywords
         self,
         config: InferenceConfig,
         *,
@@ -73,7 +77,10 @@ class NeuronAttentionBase(nn.Module):
         self.head_dim = head_dim or hidden_size // num_attention_heads
         self.tp_degree = get_tensor_model_parallel_size()
         self.layout = plan_heads(num_attention_heads, num_key_value_heads, self.tp_degree)
-        self.num_heads, self.num_key_value_heads = self.layout.num_q_per_rank, self.layout.num_kv_per_rank
+        self.num_heads, self.num_key_value_heads = (
+            self.layout.num_q_per_rank,
+            self.layout.num_kv_per_rank,
+        )
         self.rotary_emb, self.qk_norm = rotary_emb, qk_norm
         self.attend = Attend(_mask(sliding_window), self._scale(scale, softmax_scale), softcap)
         self.cache_layout = self._cache_layout(sliding_window)
@@ -105,14 +112,17 @@ class NeuronAttentionBase(nn.Module):
         )
 
     def _sinks(self, num_attention_heads: int) -> nn.Parameter:
-        sinks = nn.Parameter(torch.empty(self.num_heads, dtype=self.neuron_config.torch_dtype), requires_grad=False)
+        sinks = nn.Parameter(
+            torch.empty(self.num_heads, dtype=self.neuron_config.torch_dtype), requires_grad=False
+        )
         set_shard(sinks, HeadShard(0, self.layout.q, 1, num_attention_heads))
         return sinks
 
     def _scale(self, scale: float | None, softmax_scale: float | None) -> float:
         if scale is not None and softmax_scale is not None:
             raise ConfigError(
-                f"give scale={scale} (multiplies QK^T) or softmax_scale={softmax_scale} (divides it), not both"
+                f"give scale={scale} (multiplies QK^T) or softmax_scale={softmax_scale} (divides "
+                "it), not both"
             )
         if softmax_scale is not None:
             return 1.0 / softmax_scale

@@ -9,9 +9,9 @@ from nxdi.modules.norm import RMSNorm
 
 
 class PerHeadQKNorm(nn.Module):
-    """RMSNorm over each head of q and of k, before the rotary embedding.  Source: arXiv:2302.05442, Qwen3.
+    """RMSNorm over each head of q and of k, before the rotary embedding.
 
-    Shapes: q, k [B, N, S, D] -> same.
+    Shapes: q, k [B, N, S, D] -> same.  Source: arXiv:2302.05442, Qwen3.
     """
 
     def __init__(self, head_dim: int, eps: float, dtype: torch.dtype) -> None:

@@ -13,7 +13,7 @@ from nxdi.types import Phase
 
 @dataclass(frozen=True)
 class ContiguousCache:
-    """Slots 0 .. max_len - 1 hold the tokens at those positions; one more slot takes what padding writes.
+    """Slots 0 .. max_len - 1 hold the tokens at those positions; one more takes padding.
 
     Nothing reads the last slot, so padding needs no branch and never disturbs a neighbour.
     """
@@ -25,9 +25,16 @@ class ContiguousCache:
     def shape(self, batch_size: int) -> tuple[int, ...]:
         return (batch_size, self.num_kv_heads, self.max_len + 1, self.head_dim)
 
-    def append(self, state: CacheState, k: Tensor, v: Tensor, step: StepPositions) -> tuple[CacheState, Attended]:
+    def append(
+        self, state: CacheState, k: Tensor, v: Tensor, step: StepPositions
+    ) -> tuple[CacheState, Attended]:
         slots = torch.where(step.positions < 0, self.max_len, step.positions)
-        new = CacheState(*(write_slots(cache, x, step.rows, slots) for cache, x in zip(state, (k, v), strict=True)))
+        new = CacheState(
+            *(
+                write_slots(cache, x, step.rows, slots)
+                for cache, x in zip(state, (k, v), strict=True)
+            )
+        )
         if step.phase is Phase.PREFILL:
             return new, Attended(k, v, step.positions)
         batch, length = k.shape[0], step.num_slots

@@ -25,12 +25,19 @@ class WindowCache:
     def shape(self, batch_size: int) -> tuple[int, ...]:
         return (batch_size, self.num_kv_heads, self.window + 1, self.head_dim)
 
-    def append(self, state: CacheState, k: Tensor, v: Tensor, step: StepPositions) -> tuple[CacheState, Attended]:
+    def append(
+        self, state: CacheState, k: Tensor, v: Tensor, step: StepPositions
+    ) -> tuple[CacheState, Attended]:
         newest = step.positions.amax(dim=1, keepdim=True)
         # Tokens that the same step pushes out of the window must not race for its slots.
         kept = (step.positions >= 0) & (step.positions > newest - self.window)
         slots = torch.where(kept, step.positions % self.window, self.window)
-        new = CacheState(*(write_slots(cache, x, step.rows, slots) for cache, x in zip(state, (k, v), strict=True)))
+        new = CacheState(
+            *(
+                write_slots(cache, x, step.rows, slots)
+                for cache, x in zip(state, (k, v), strict=True)
+            )
+        )
         if step.phase is Phase.PREFILL:
             return new, Attended(k, v, step.positions)
         batch, length = k.shape[0], min(self.window, step.num_slots)
@@ -38,7 +45,7 @@ class WindowCache:
         return new, Attended(*attended, self._positions(newest, length))
 
     def _positions(self, newest: Tensor, length: int) -> Tensor:
-        """The position each of the first `length` slots holds once `newest` [B, 1] is written; -1 if none yet."""
+        """The position in each of the first `length` slots, -1 if none. [B, 1] -> [B, L]."""
         slots = torch.arange(length, dtype=torch.int32, device=newest.device)[None]
         held = newest - (newest - slots) % self.window
         return torch.where(held < 0, -1, held)

@@ -8,5 +8,5 @@ from nxdi.runtime.backends.eager import EagerBackend
 
 
 def make_backend(name: str) -> Backend:
-    """The backend called `name`, as NeuronConfig has checked it; "auto" is the compiled CPU backend."""
+    """The backend called `name`, which NeuronConfig has checked; "auto" is the compiled CPU one."""
     return EagerBackend() if name == "eager" else CpuBackend()

@@ -1,4 +1,7 @@
-"""The eager backend: the module itself on padded inputs. The oracle, and the place for a breakpoint."""
+"""The eager backend: the module itself on padded inputs.
+
+The oracle, and the place for a breakpoint.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,9 @@ class EagerBackend:
     def compiler_version(self) -> str:
         return "none"
 
-    def compile(self, program: Program, folder: Path, report: Callable[[int, int, str], None]) -> list[Choice]:
+    def compile(
+        self, program: Program, folder: Path, report: Callable[[int, int, str], None]
+    ) -> list[Choice]:
         return []
 
     def load(self, program: Program, folder: Path, weights: Mapping[str, Tensor]) -> EagerRank:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,14 +12,17 @@ from torch import Tensor
 
 from nxdi.errors import ArtifactError
 from nxdi.graph.plan import GraphSpec
+from nxdi.kernels.cpu.linear import linear_library_path, load_linear_library
 from nxdi.kernels.registry import Choice
 from nxdi.runtime.backend import Program, StepModule
+from nxdi.runtime.backends.cpu.linear import LINEAR_KERNEL
 from nxdi.runtime.backends.cpu.pieces import Part, Piece, example_arguments, plan_parts, tensors_of
 from nxdi.runtime.backends.cpu.target import compiler_version, cpu_target
 from nxdi.types import Phase
 
 _PACKAGE = "graphs.pt2"
 _INDEX = "pieces.json"
+_KERNEL_LIBRARY = "kernels/linear.so"
 
 
 class CpuBackend:
@@ -45,7 +49,7 @@ class CpuBackend:
         for done, (name, (spec, part)) in enumerate(work.items()):
             report(done, len(work), name)
             model = models[spec.phase]
-            piece = Piece(spec, part.owner, part.function)
+            piece = Piece(part)
             arguments = example_arguments(model, part, spec, program.cache_dtype)
             files, made = compile_piece(piece, arguments)
             choices.update(made)
@@ -54,11 +58,17 @@ class CpuBackend:
             compiled[entry] = [str(file) for file in files]
         report(len(work), len(work), "package")
         package_aoti(str(folder / _PACKAGE), compiled)
+        if any(choice.chosen == LINEAR_KERNEL for choice in choices):
+            # The artefact carries the kernel its graphs call, so that loading needs no compiler.
+            (folder / _KERNEL_LIBRARY).parent.mkdir()
+            shutil.copy2(linear_library_path(), folder / _KERNEL_LIBRARY)
         (folder / _INDEX).write_text(json.dumps(names, indent=1, sort_keys=True), encoding="utf-8")
         return sorted(choices, key=lambda choice: (choice.op, choice.chosen))
 
     def load(self, program: Program, folder: Path, weights: Mapping[str, Tensor]) -> CpuRank:
         names = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        if (folder / _KERNEL_LIBRARY).is_file():
+            load_linear_library(folder / _KERNEL_LIBRARY)
         models = {}
         for phase in Phase:
             models[phase] = program.build(phase)
@@ -79,11 +89,12 @@ class _Call:
     """A compiled piece bound to the weights and caches of one part."""
 
     def __init__(self, loader: torch._C._aoti.AOTIModelPackageLoader, part: Part, caches: Sequence[Tensor]) -> None:
-        self.loader = loader
+        self.loader, self.input_names = loader, [item.name for item in part.inputs]
         self.bound = [*caches[part.caches], *tensors_of(part.owner).values()]
 
-    def __call__(self, leading: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
-        results: list[Tensor] = self.loader.boxed_run([*leading, *inputs, *self.bound])
+    def __call__(self, leading: Sequence[Tensor], inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        step = [inputs[name] for name in self.input_names]
+        results: list[Tensor] = self.loader.boxed_run([*leading, *step, *self.bound])
         return results
 
 
@@ -109,14 +120,13 @@ class CpuRank:
 
     def __call__(self, spec: GraphSpec, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         model, calls = self._models[spec.phase], self._steps[spec.name]
-        flat = [inputs[item.name] for item in spec.inputs]
         with torch.no_grad():
             if not model.composes:
-                return dict(zip(spec.outputs, calls[0]([], flat), strict=True))
+                return dict(zip(spec.outputs, calls[0]([], inputs), strict=True))
             x = model.embed(inputs)
             for call in calls[:-1]:
-                (x,) = call([x], flat)
-            results = calls[-1]([model.last_hidden(x, inputs)], flat)
+                (x,) = call([x], inputs)
+            results = calls[-1]([model.last_hidden(x, inputs)], inputs)
         return dict(zip(spec.outputs, results, strict=True))
 
 

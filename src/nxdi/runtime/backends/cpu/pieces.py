@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from nxdi.graph.inputs import TOKENS, InputSpec
 from nxdi.graph.plan import GraphSpec
 from nxdi.runtime.backend import StepModule
 
@@ -40,37 +41,39 @@ class _Call(nn.Module):
         return self.function(*args)
 
 
-class Piece(nn.Module):
-    """A module without tensors of its own: everything, weights included, is an input.
-
-    State is written here and nowhere else: at the root of a graph, in place.
-    """
-
-    def __init__(self, spec: GraphSpec, owner: nn.Module, function: StepFunction) -> None:
-        super().__init__()
-        self.spec, self.weight_names = spec, list(tensors_of(owner))
-        # In a tuple, so that the parameters of `owner` do not become constants of the graph.
-        self._hidden = (_Call(owner, function),)
-
-    def forward(
-        self, leading: list[Tensor], inputs: list[Tensor], caches: list[Tensor], weights: list[Tensor]
-    ) -> list[Tensor]:
-        named = {f"owner.{name}": tensor for name, tensor in zip(self.weight_names, weights, strict=True)}
-        by_name = {item.name: tensor for item, tensor in zip(self.spec.inputs, inputs, strict=True)}
-        results, new = functional_call(self._hidden[0], named, (leading, by_name, caches))
-        for cache, value in zip(caches, new, strict=True):
-            cache.copy_(value)
-        return results
-
-
 @dataclass(frozen=True)
 class Part:
-    """One call of a compiled piece within a step: which piece, whose weights, which caches."""
+    """One call within a step: the compiled piece, whose weights it gets, and which step inputs and caches."""
 
     piece: str
     owner: nn.Module
     function: StepFunction
+    inputs: tuple[InputSpec, ...]
     caches: slice
+
+
+class Piece(nn.Module):
+    """What is compiled for a part: a module without tensors of its own; everything, weights included, is an input.
+
+    State is written here and nowhere else: at the root of a graph, in place.
+    """
+
+    def __init__(self, part: Part) -> None:
+        super().__init__()
+        self.input_names = [item.name for item in part.inputs]
+        self.weight_names = [f"owner.{name}" for name in tensors_of(part.owner)]
+        # In a tuple, so that the parameters of the owner do not become constants of the graph.
+        self._hidden = (_Call(part.owner, part.function),)
+
+    def forward(
+        self, leading: list[Tensor], inputs: list[Tensor], caches: list[Tensor], weights: list[Tensor]
+    ) -> list[Tensor]:
+        named = dict(zip(self.weight_names, weights, strict=True))
+        by_name = dict(zip(self.input_names, inputs, strict=True))
+        results, new = functional_call(self._hidden[0], named, (leading, by_name, caches))
+        for cache, value in zip(caches, new, strict=True):
+            cache.copy_(value)
+        return results
 
 
 def plan_parts(model: StepModule, spec: GraphSpec) -> list[Part]:
@@ -78,18 +81,21 @@ def plan_parts(model: StepModule, spec: GraphSpec) -> list[Part]:
 
     A model whose forward is its own is one part.
     """
-    num_caches = len(model.cache_shapes())
+    shapes = model.cache_shapes()
     if not model.composes:
-        return [Part(f"{spec.name}/whole", _as_module(model), _whole(model, spec), slice(0, num_caches))]
-    per_layer = num_caches // len(model.layers)
+        owner = _as_module(model)
+        return [Part(f"{spec.name}/whole", owner, _whole(model, spec), spec.inputs, slice(0, len(shapes)))]
+    per_layer = len(shapes) // len(model.layers)
     kinds: dict[object, str] = {}
     parts = []
     for index, layer in enumerate(model.layers):
         caches = slice(index * per_layer, (index + 1) * per_layer)
-        shapes = tuple(model.cache_shapes()[caches])
-        kind = kinds.setdefault((structure(layer), shapes), f"{spec.name}/layer{len(kinds)}")
-        parts.append(Part(kind, layer, _layer(model, layer, spec), caches))
-    parts.append(Part(f"{spec.name}/head", _Ends(model), _head(model, spec), slice(0, 0)))
+        kind = (structure(layer), tuple(shapes[caches]))
+        piece = kinds.setdefault(kind, f"{spec.name}/layer{len(kinds)}")
+        parts.append(Part(piece, layer, _layer(model, layer, spec), spec.inputs, caches))
+    # The head sees one token per row: without the per-token inputs it is the same in every graph of a batch size.
+    per_row = tuple(item for item in spec.inputs if TOKENS not in item.dims)
+    parts.append(Part(f"{spec.name}/head", _Ends(model), _head(model, spec), per_row, slice(0, 0)))
     return parts
 
 
@@ -167,22 +173,20 @@ def example_arguments(model: StepModule, part: Part, spec: GraphSpec, cache_dtyp
     shapes = model.cache_shapes()[part.caches]
     caches = [torch.empty(shape, dtype=cache_dtype) for shape in shapes]
     weights = [torch.empty_like(tensor, device="cpu") for tensor in tensors_of(part.owner).values()]
-    return _leading(model, part, spec), _empty_inputs(spec, "cpu"), caches, weights
+    return _leading(model, part, spec), _empty(part.inputs, spec, "cpu"), caches, weights
 
 
 def _leading(model: StepModule, part: Part, spec: GraphSpec) -> list[Tensor]:
     """The activations that enter a part: none for a whole graph."""
     if part.owner is model:
         return []
-    inputs = {item.name: tensor for item, tensor in zip(spec.inputs, _empty_inputs(spec, "meta"), strict=True)}
+    inputs = {item.name: tensor for item, tensor in zip(spec.inputs, _empty(spec.inputs, spec, "meta"), strict=True)}
     x = model.embed(inputs)
     if isinstance(part.owner, _Ends):
         x = model.last_hidden(x, inputs)
     return [torch.empty_like(x, device="cpu")]
 
 
-def _empty_inputs(spec: GraphSpec, device: str) -> list[Tensor]:
+def _empty(inputs: Sequence[InputSpec], spec: GraphSpec, device: str) -> list[Tensor]:
     shapes = spec.input_shapes()
-    return [
-        torch.empty(shapes[item.name], dtype=getattr(torch, item.dtype), device=device) for item in spec.inputs
-    ]
+    return [torch.empty(shapes[item.name], dtype=getattr(torch, item.dtype), device=device) for item in inputs]

@@ -1,0 +1,76 @@
+"""Compile a C++ source of this package into a shared library, once per type of machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+from nxdi import env
+from nxdi.errors import UnsupportedError
+
+_REMEDY = (
+    "install g++ or clang++ with OpenMP (or set CXX), "
+    "or do without the kernel: F.linear gives the same result, slower"
+)
+_LOG_TAIL = 2000  # characters of a failed compiler's output that an error shows
+
+
+def build_library(source: Path) -> Path:
+    """The shared library of `source`, which may use torch's stable C ABI: cached, or compiled now.
+
+    Of all processes that ask for the same library, one compiles it and the others wait.
+
+    Raises: UnsupportedError if there is no working C++ compiler, with the end of its output.
+    """
+    compiler = env.cxx()
+    if compiler is None:
+        raise UnsupportedError(f"{source.name} needs a C++ compiler, none was found; {_REMEDY}")
+    command = [compiler, *_flags()]
+    # The predefined macros tell the compiler's version and every CPU feature it will use.
+    macros = _run([*command, "-dM", "-E", "-x", "c++", os.devnull], source)
+    parts = [source.read_text(encoding="utf-8"), *command, macros, torch.__version__]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    library = env.cache_dir() / "kernels" / key / f"{source.stem}.so"
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(library.with_suffix(".lock")):
+            if not library.exists():
+                unfinished = library.with_suffix(".tmp")
+                _run([*command, str(source), "-o", str(unfinished), *_link_flags()], source)
+                os.replace(unfinished, library)
+    except OSError as error:
+        raise UnsupportedError(
+            f"cannot keep the compiled {source.name} in {library.parent}: {error}; "
+            "set NXDI_CACHE_DIR to a folder that can be written"
+        ) from error
+    return library
+
+
+def _flags() -> list[str]:
+    native = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
+    include = Path(torch.__file__).parent / "include"
+    return ["-std=c++17", "-O3", native, "-w", "-fPIC", "-shared", "-fopenmp", f"-I{include}"]
+
+
+def _link_flags() -> list[str]:
+    return [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu"]
+
+
+def _run(command: list[str], source: Path) -> str:
+    """Standard output of a compiler command. Raises: UnsupportedError if it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise UnsupportedError(f"cannot run the C++ compiler: {error}; {_REMEDY}") from error
+    if done.returncode != 0:
+        raise UnsupportedError(
+            f"{command[0]} could not compile {source.name}; {_REMEDY}. "
+            f"The end of its output:\n{done.stderr[-_LOG_TAIL:].strip()}"
+        )
+    return done.stdout

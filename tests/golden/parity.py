@@ -1,0 +1,113 @@
+"""What transformers answers, and the comparison of nxdi with it: logits of every step and greedy tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from golden.table import Variant
+from tiny_models import VOCAB_SIZE, save_tiny, tiny_hf_model
+from tolerances import LOGITS_FP32
+from torch import Tensor
+
+from nxdi.models.causal_lm import NeuronBaseForCausalLM
+from nxdi.utils.hf_adapter import HuggingFaceGenerationAdapter
+
+PAD_TOKEN = 0
+NEW_TOKENS = 32
+_LEAST_VARIETY = 8  # distinct tokens in 32: fewer, and a model that ignores positions might pass
+
+
+@dataclass(frozen=True)
+class Reference:
+    """transformers' greedy continuations of prompts of several lengths.
+
+    By prompt length: prompts int [length], tokens int [new], logits float32 [new, VOCAB_SIZE].
+    """
+
+    folder: Path
+    prompts: dict[int, Tensor]
+    tokens: dict[int, Tensor]
+    logits: dict[int, Tensor]
+
+    def batch(self, lengths: Sequence[int], side: str) -> tuple[Tensor, Tensor]:
+        """Prompts of these lengths as (input_ids, attention_mask) [B, longest], padded on one side."""
+        ids = torch.full((len(lengths), max(lengths)), PAD_TOKEN)
+        mask = torch.zeros_like(ids)
+        for row, length in enumerate(lengths):
+            place = slice(-length, None) if side == "left" else slice(length)
+            ids[row, place], mask[row, place] = self.prompts[length], 1
+        return ids, mask
+
+
+def make_reference(
+    variant: Variant, folder: Path, lengths: Sequence[int], num_new: int = NEW_TOKENS
+) -> Reference:
+    """Save the model of a variant to `folder` and let transformers continue its prompts."""
+    model = tiny_hf_model(variant.family, variant.seed, **variant.overrides)
+    save_tiny(model.to(getattr(torch, variant.dtype)), folder)
+    model.float()
+    generator = torch.Generator().manual_seed(variant.seed)
+    prompts = {n: torch.randint(1, VOCAB_SIZE, (n,), generator=generator) for n in lengths}
+    reference = Reference(folder, prompts, {}, {})
+    ids, mask = reference.batch(lengths, "left")
+    out = model.generate(
+        ids,
+        attention_mask=mask,
+        max_new_tokens=num_new,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    logits = torch.stack(out.logits, dim=1)
+    for row, length in enumerate(lengths):
+        reference.tokens[length] = out.sequences[row, -num_new:]
+        reference.logits[length] = logits[row]
+    _check_reference(reference)
+    return reference
+
+
+def _check_reference(reference: Reference) -> None:
+    """A reference must be able to fail a test: varied, and with a clear winner at every step."""
+    for length, tokens in reference.tokens.items():
+        best, second = reference.logits[length].topk(2).values.unbind(dim=-1)
+        assert len(tokens.unique()) >= min(_LEAST_VARIETY, len(tokens) // 3), f"length {length}: {tokens}"
+        assert float((best - second).min()) > 2 * LOGITS_FP32, f"length {length} has a near tie; take another seed"
+
+
+def check_prefill(
+    app: NeuronBaseForCausalLM, reference: Reference, lengths: Sequence[int], side: str
+) -> None:
+    """Compare the logits of one prefill step."""
+    ids, mask = reference.batch(lengths, side)
+    logits = app(ids, attention_mask=mask).logits
+    assert logits is not None
+    for row, length in enumerate(lengths):
+        check_logits(logits[row, -1], reference.logits[length][0])
+
+
+def check_generate(
+    app: NeuronBaseForCausalLM, reference: Reference, lengths: Sequence[int], side: str
+) -> None:
+    """Compare all greedy tokens, and the logits each was chosen from."""
+    ids, mask = reference.batch(lengths, side)
+    num_new = len(reference.tokens[lengths[0]])
+    out = HuggingFaceGenerationAdapter(app).generate(
+        ids,
+        attention_mask=mask,
+        max_new_tokens=num_new,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    logits = torch.stack(out.logits, dim=1)
+    for row, length in enumerate(lengths):
+        check_logits(logits[row], reference.logits[length])
+        assert out.sequences[row, -num_new:].tolist() == reference.tokens[length].tolist()
+
+
+def check_logits(actual: Tensor, expected: Tensor) -> None:
+    """Equal within the tolerance for float32."""
+    torch.testing.assert_close(actual, expected, rtol=0, atol=LOGITS_FP32)

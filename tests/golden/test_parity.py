@@ -1,0 +1,124 @@
+"""Logits and greedy tokens equal transformers', whatever the buckets, padding, ranks and rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from golden import table
+from golden.parity import Reference, check_generate, check_logits, check_prefill, make_reference
+from tiny_models import load_app
+
+from nxdi.models.causal_lm import NeuronBaseForCausalLM
+
+Get = Callable[[str], Reference]
+
+# Decode buckets that differ from the prefill buckets: every generation below crosses some of them.
+BUCKETS: dict[str, Any] = {
+    "seq_len": 96,
+    "max_context_length": 64,
+    "enable_bucketing": True,
+    "context_encoding_buckets": [16, 32, 64],
+    "token_generation_buckets": [20, 40, 60, 96],
+}
+LONG_BUCKETS: dict[str, Any] = {
+    "seq_len": 640,
+    "enable_bucketing": True,
+    "context_encoding_buckets": [128, 512, 640],
+    "token_generation_buckets": [128, 512, 640],
+}
+MODES = {
+    "sequence-parallel": {"sequence_parallel_enabled": True},
+    "vocab-parallel": {"vocab_parallel": True},
+    "both": {"sequence_parallel_enabled": True, "vocab_parallel": True},
+}
+
+
+def load(reference: Reference, tp_degree: int, batch_size: int = 3, **options: Any) -> NeuronBaseForCausalLM:
+    options = {**BUCKETS, "batch_size": batch_size, "tp_degree": tp_degree, **options}
+    return load_app(reference.folder, **options)
+
+
+def check_all_buckets(app: NeuronBaseForCausalLM, reference: Reference) -> None:
+    """Prompts around each prefill edge, mixed and padded on either side, each continued across decode edges."""
+    for length in reference.prompts:
+        check_prefill(app, reference, [length], "right")
+    check_prefill(app, reference, [17, 1, 64], "left")
+    check_generate(app, reference, [1, 15, 16], "left")
+    check_generate(app, reference, [32, 17, 31], "right")
+    check_generate(app, reference, [63, 64, 33], "left")
+
+
+EVERYWHERE = [(v.name, tp) for v in table.VARIANTS for tp in table.TP_DEGREES]
+
+
+@pytest.mark.parametrize(("name", "tp_degree"), [*EVERYWHERE, *table.WIDE])
+def test_every_variant_at_every_bucket_edge(name: str, tp_degree: int, reference_of: Get) -> None:
+    reference = reference_of(name)
+    check_all_buckets(load(reference, tp_degree), reference)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("tp_degree", [2, 4])
+@pytest.mark.parametrize("name", table.MODES)
+def test_other_ways_to_spread_a_model(name: str, tp_degree: int, mode: str, reference_of: Get) -> None:
+    reference = reference_of(name)
+    app = load(reference, tp_degree, **MODES[mode])
+    check_generate(app, reference, [32, 17, 31], "left")
+
+
+@pytest.mark.parametrize("tp_degree", [1, 2])
+@pytest.mark.parametrize("name", table.LONG)
+def test_past_position_512(name: str, tp_degree: int, tmp_path: Path) -> None:
+    reference = make_reference(table.BY_NAME[name], tmp_path, (505, 512, 513), num_new=24)
+    app = load_app(tmp_path, batch_size=3, tp_degree=tp_degree, **LONG_BUCKETS)
+    check_generate(app, reference, [505, 512], "right")
+    check_prefill(app, reference, [513, 505], "left")
+
+
+@pytest.mark.parametrize("tp_degree", [1, 2])
+@pytest.mark.parametrize("name", table.ROWS)
+def test_rows_in_any_order_and_number(name: str, tp_degree: int, reference_of: Get) -> None:
+    """Sequences live in cache rows 2, 0, 3, 1 and are stepped in changing groups and orders."""
+    reference = reference_of(name)
+    options = {"token_generation_batches": [1, 2], "ctx_batch_size": 2}
+    app = load(reference, tp_degree, batch_size=4, **options)
+    row_of = {15: 2, 17: 0, 31: 3, 16: 1}
+    ids, mask = reference.batch(list(row_of), "right")
+    out = app(ids, attention_mask=mask, seq_ids=torch.tensor(list(row_of.values())))
+    progress = dict.fromkeys(row_of, 0)
+    _check_step(out, progress, list(row_of), reference)
+    groups = [[17], [17, 16], [31, 15], [16, 31, 17, 15], [15], [15, 17, 31]]
+    for group in groups * 3:
+        _step(app, reference, progress, group, row_of)
+    # A new prompt takes over row 3, whose neighbours go on.
+    row_of[33], progress[33] = row_of.pop(31), 0
+    out = app(reference.prompts[33][None], seq_ids=torch.tensor([row_of[33]]))
+    _check_step(out, progress, [33], reference)
+    for group in ([33, 15], [16, 33, 17], [33]):
+        _step(app, reference, progress, group, row_of)
+
+
+def _step(
+    app: NeuronBaseForCausalLM,
+    reference: Reference,
+    progress: dict[int, int],
+    group: list[int],
+    row_of: dict[int, int],
+) -> None:
+    """One decode step of the sequences in `group`, each fed the token transformers chose."""
+    tokens = torch.stack([reference.tokens[n][progress[n]] for n in group])
+    positions = torch.tensor([n + progress[n] for n in group])
+    seq_ids = torch.tensor([row_of[n] for n in group])
+    out = app(tokens[:, None], position_ids=positions[:, None], seq_ids=seq_ids)
+    for length in group:
+        progress[length] += 1
+    _check_step(out, progress, group, reference)
+
+
+def _check_step(out: Any, progress: dict[int, int], group: list[int], reference: Reference) -> None:
+    for row, length in enumerate(group):
+        check_logits(out.logits[row, -1], reference.logits[length][progress[length]])
