@@ -1,4 +1,4 @@
-"""Small measuring tools shared by the benchmarks: rates, memory bandwidth, resident memory, and a table of verdicts."""
+"""Measuring tools shared by the benchmarks: rates, memory bandwidth, and a table of verdicts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def alternate(functions: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Median of each function's own measurement, all taken in turn so that a noisy minute hits all of them."""
+    """Median of what each function measures, in turn, so that a noisy minute hits all of them."""
     values: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
@@ -26,7 +26,7 @@ def alternate(functions: dict[str, Callable[[], float]], rounds: int) -> dict[st
 
 
 def streaming_read_rate(rounds: int = 7, size: int = 2**28) -> float:
-    """Bytes per second at which all threads together read memory that is in no cache (best of `rounds`)."""
+    """Bytes per second at which all threads together read uncached memory (best of `rounds`)."""
     import torch
 
     data = torch.ones(size // 4)
@@ -60,9 +60,14 @@ class Check:
 
     def row(self) -> str:
         sign = ">=" if self.at_least else "<="
-        aim = "" if self.aim is None else f"{sign} {self.aim:g} {'reached' if self.reaches(self.aim) else 'not reached'}"
+        aim = (
+            ""
+            if self.aim is None
+            else f"{sign} {self.aim:g} {'reached' if self.reaches(self.aim) else 'not reached'}"
+        )
         verdict = "ok" if self.reaches(self.must) else "MISSED"
-        return f"{self.name:58} {self.value:9.2f} {self.unit:4} must {sign} {self.must:<6g} {verdict:7} {aim}"
+        value = f"{self.name:58} {self.value:9.2f} {self.unit:4}"
+        return f"{value} must {sign} {self.must:<6g} {verdict:7} {aim}"
 
 
 def show(checks: Sequence[Check]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -15,6 +16,10 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("nxdi")
+
+# Models in tests are tiny: a team of threads costs them more than it gains, by a factor of ten where
+# cores are shared.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

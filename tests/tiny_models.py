@@ -1,10 +1,11 @@
 """Tiny random Hugging Face models, and the nxdi models that serve them.
 
-Every test may write `from tiny_models import ...`: pyproject.toml puts `tests/` on pytest's path, and
-ruff sorts these helpers as first-party because `src` there names the same folder.
+Every test may write `from tiny_models import ...`: pyproject.toml puts `tests/` on pytest's path,
+and ruff sorts these helpers as first-party because `src` there names the same folder.
 
-Weights are drawn wide (1.6 / sqrt(fan_in)), norms and biases away from neutral, embeddings untied. With
-the usual initialisation a tiny model repeats one token whatever its positions say, and so hides errors.
+Weights are drawn wide (1.6 / sqrt(fan_in)), norms and biases away from neutral, embeddings untied.
+With the usual initialisation a tiny model repeats one token whatever its positions say, and so
+hides errors.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ FAMILIES = tuple(_FAMILIES)
 
 
 def tiny_hf_model(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
-    """A float32 Hugging Face model of 2 layers in eval mode; `overrides` are attributes of its config."""
+    """A float32 Hugging Face model of 2 layers in eval mode; `overrides` go to its config."""
     config_cls, model_cls, particular = _FAMILIES[family]
     model = model_cls(config_cls(**{**_SHAPE, **particular, **overrides})).float().eval()
     generator = torch.Generator().manual_seed(seed)

@@ -24,10 +24,12 @@ _LEAST_VARIETY = 8  # distinct tokens in 32: fewer, and a model that ignores pos
 class Reference:
     """transformers' greedy continuations of prompts of several lengths.
 
+    dtype: of the weights in `folder`.
     By prompt length: prompts int [length], tokens int [new], logits float32 [new, VOCAB_SIZE].
     """
 
     folder: Path
+    dtype: str
     prompts: dict[int, Tensor]
     tokens: dict[int, Tensor]
     logits: dict[int, Tensor]
@@ -48,10 +50,10 @@ def make_reference(
     """Save the model of a variant to `folder` and let transformers continue its prompts."""
     model = tiny_hf_model(variant.family, variant.seed, **variant.overrides)
     save_tiny(model.to(getattr(torch, variant.dtype)), folder)
-    model.float()
+    model = type(model).from_pretrained(folder, dtype=torch.float32)
     generator = torch.Generator().manual_seed(variant.seed)
     prompts = {n: torch.randint(1, VOCAB_SIZE, (n,), generator=generator) for n in lengths}
-    reference = Reference(folder, prompts, {}, {})
+    reference = Reference(folder, variant.dtype, prompts, {}, {})
     ids, mask = reference.batch(lengths, "left")
     out = model.generate(
         ids,

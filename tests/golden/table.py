@@ -59,14 +59,14 @@ VARIANTS = (
     Variant("llama-tied", "llama", "tied embeddings", {"tie_word_embeddings": True}),
     Variant("llama-biases", "llama", "biases", _BIASES),
     Variant("llama-linear", "llama", "linear RoPE scaling", {"rope_scaling": _LINEAR_ROPE}),
-    Variant("llama-llama3", "llama", "Llama 3 RoPE scaling", {"rope_scaling": _LLAMA3_ROPE}),
+    Variant("llama-llama3", "llama", "Llama 3 RoPE scaling", {"rope_scaling": _LLAMA3_ROPE}, seed=1),
     Variant("llama-bf16", "llama", "bfloat16 weights", dtype="bfloat16"),
     Variant("mistral", "mistral", "windows shorter than the prompt"),
     Variant("mistral-wide", "mistral", "or longer", {"sliding_window": 80}),
     Variant("mistral-full", "mistral", "or none", {"sliding_window": None}),
     Variant("qwen2", "qwen2", "biases on q, k and v"),
     Variant("qwen2-windows", "qwen2", "windows on some layers", _SOME_WINDOWS),
-    Variant("qwen2-tied", "qwen2", "tied embeddings", {"tie_word_embeddings": True}),
+    Variant("qwen2-tied", "qwen2", "tied embeddings", {"tie_word_embeddings": True}, seed=1),
 )
 BY_NAME = {variant.name: variant for variant in VARIANTS}
 

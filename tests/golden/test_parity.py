@@ -38,8 +38,8 @@ MODES = {
 
 
 def load(reference: Reference, tp_degree: int, batch_size: int = 3, **options: Any) -> NeuronBaseForCausalLM:
-    options = {**BUCKETS, "batch_size": batch_size, "tp_degree": tp_degree, **options}
-    return load_app(reference.folder, **options)
+    options = {**BUCKETS, "batch_size": batch_size, "torch_dtype": reference.dtype, **options}
+    return load_app(reference.folder, tp_degree=tp_degree, **options)
 
 
 def check_all_buckets(app: NeuronBaseForCausalLM, reference: Reference) -> None:

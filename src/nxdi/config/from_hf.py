@@ -62,10 +62,12 @@ def to_pretrained_config(config: InferenceConfig) -> PretrainedConfig:
     """The Hugging Face attributes as a plain PretrainedConfig, for code that expects one."""
     from transformers import PretrainedConfig
 
+    # transformers 5 would fold `rope_scaling` into its own form, which `rope_parameters` has already.
+    left_out = {*_NOT_MODEL_ATTRIBUTES, "rope_scaling"}
     attributes: Any = {
         name: vars(value) if isinstance(value, SimpleNamespace) else value
         for name, value in serialize.public(config).items()
-        if name not in _NOT_MODEL_ATTRIBUTES
+        if name not in left_out
     }
     made = PretrainedConfig(**attributes, dtype=config.neuron_config.torch_dtype)
     for alias, name in config.attribute_map.items():

@@ -1,4 +1,4 @@
-"""How the next token of each row is chosen from one step's outputs: on the device, or on the host."""
+"""How the next token of each row is chosen from a step's outputs: in the graph or on the host."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from nxdi.models.causal_lm import CausalLMOutput
 
 # What the sampler in the graph computes itself, from sampling_params.
 _IN_GRAPH = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
-_REMEDY = "compile with on_device_sampling_config=None, or with output_logits=True, to sample on the host"
+_REMEDY = (
+    "compile with on_device_sampling_config=None, or with output_logits=True, to sample on the host"
+)
 
 
 @dataclass
@@ -56,11 +58,12 @@ class DeviceChooser:
 
 
 class HostChooser:
-    """transformers' own logits processors, then argmax or a draw from torch's generator, as in transformers."""
+    """transformers' own logits processors, then argmax or a draw from torch's generator."""
 
     def __init__(self, processors: LogitsProcessorList, do_sample: bool) -> None:
         self.inputs: dict[str, Any] = {}
-        self._processors, self._do_sample = processors, do_sample
+        self._processors: Any = processors  # its annotations name tensor subclasses
+        self._do_sample = do_sample
 
     def choose(self, input_ids: Tensor, output: CausalLMOutput) -> Chosen:
         assert output.logits is not None
@@ -82,7 +85,7 @@ def make_chooser(
     sampling_params: Tensor | None,
     seeds: Sequence[int] | None,
 ) -> Chooser:
-    """On the device where the graph can honour the request, else on the host where it returns logits.
+    """On the device where the graph can honour the request, else on the host from its logits.
 
     Raises: UnsupportedError naming what neither can do.
     """
@@ -92,19 +95,24 @@ def make_chooser(
     beyond = [type(p).__name__ for p in processors if not isinstance(p, _IN_GRAPH)]
     if do_sample and not can_sample:
         beyond.append("do_sample=True (the graph was compiled greedy)")
-    if generation_config.return_dict_in_generate and (generation_config.output_scores or generation_config.output_logits):
+    if generation_config.return_dict_in_generate and (
+        generation_config.output_scores or generation_config.output_logits
+    ):
         beyond.append("output_scores or output_logits")
     if on_device is not None and not beyond:
         if can_sample and sampling_params is None:
             sampling_params = _params(generation_config, num_rows)
         return DeviceChooser(sampling_params, seeds)
     if on_device is not None and not neuron_config.output_logits:
-        raise UnsupportedError(f"the graph samples on the device and cannot honour {', '.join(beyond)}; {_REMEDY}")
+        raise UnsupportedError(
+            f"the graph samples on the device and cannot honour {', '.join(beyond)}; {_REMEDY}"
+        )
     if seeds is not None or sampling_params is not None:
         given = "seeds" if seeds is not None else "sampling_params"
         raise UnsupportedError(
-            f"{given} belong to sampling in the graph, but this request is sampled on the host; use torch.manual_seed and "
-            "GenerationConfig, or compile with on_device_sampling_config=OnDeviceSamplingConfig(dynamic=True)"
+            f"{given} belong to sampling in the graph, but this request is sampled on the host; use "
+            "torch.manual_seed and GenerationConfig, or compile with "
+            "on_device_sampling_config=OnDeviceSamplingConfig(dynamic=True)"
         )
     return HostChooser(processors, do_sample)
 

@@ -8,7 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+)
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from nxdi.config.from_hf import to_pretrained_config
@@ -39,12 +44,17 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
 }
 
 
-class HuggingFaceGenerationAdapter(GenerationMixin):  # type: ignore[misc]  # transformers exports it as Any
+# Any, because its signatures differ between transformers 4.57 and 5.x.
+_GenerationMixin: Any = GenerationMixin
+
+
+class HuggingFaceGenerationAdapter(_GenerationMixin):  # type: ignore[misc]  # see above
     """A loaded model with transformers' `generate`.
 
-    Everything GenerationConfig says is honoured through transformers' own processors and stopping criteria, or refused by
-    name. Prompts may be padded on either side; any number of rows up to `batch_size` works. `seeds` (one per row) and
-    `sampling_params` [B, 3] reach the sampler in the graph.
+    Everything GenerationConfig says is honoured through transformers' own processors and stopping
+    criteria, or refused by name. Prompts may be padded on either side; any number of rows up to
+    `batch_size` works. `seeds` (one per row) and `sampling_params` [B, 3] reach the sampler in the
+    graph.
     """
 
     main_input_name = "input_ids"
@@ -70,26 +80,38 @@ class HuggingFaceGenerationAdapter(GenerationMixin):  # type: ignore[misc]  # tr
         sampling_params: Tensor | None = None,
     ) -> CausalLMOutput:
         """One prefill step; decoding goes through `generate`."""
-        return self.neuron_model(input_ids, attention_mask, seeds=seeds, sampling_params=sampling_params)
+        return self.neuron_model(
+            input_ids, attention_mask, seeds=seeds, sampling_params=sampling_params
+        )
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **model_kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, **model_kwargs: Any
+    ) -> dict[str, Any]:
         return {"input_ids": input_ids, **model_kwargs}
 
     def generate(
-        self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, **kwargs: Any
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        **kwargs: Any,
     ) -> Tensor | GenerateDecoderOnlyOutput:
         """As transformers' `generate`.
 
         Returns: token ids [B, prompt + new], or a dictionary with `return_dict_in_generate=True`.
-        Raises: UnsupportedError for beam search and other algorithms, naming the option; BucketError for a request that does
-        not fit the compiled lengths or batch, before anything is computed.
+        Raises: UnsupportedError for beam search and other algorithms, naming the option;
+        BucketError for a request that does not fit the compiled lengths or batch, before anything
+        is computed.
         """
         _refuse(kwargs, generation_config or self.generation_config)
         prompt = kwargs.get("input_ids") if inputs is None else inputs
         if prompt is None or prompt.dim() != 2 or 0 in prompt.shape:
             shape = None if prompt is None else tuple(prompt.shape)
-            raise ShapeError(f"generate needs input_ids [batch, tokens] with at least one token, not {shape}")
-        result: Tensor | GenerateDecoderOnlyOutput = super().generate(inputs, generation_config, **kwargs)
+            raise ShapeError(
+                f"generate needs input_ids [batch, tokens] with at least one token, not {shape}"
+            )
+        result: Tensor | GenerateDecoderOnlyOutput = super().generate(
+            inputs, generation_config, **kwargs
+        )
         return result
 
     def _sample(
@@ -102,7 +124,7 @@ class HuggingFaceGenerationAdapter(GenerationMixin):  # type: ignore[misc]  # tr
         streamer: Any = None,
         **model_kwargs: Any,
     ) -> Tensor | GenerateDecoderOnlyOutput:
-        """transformers calls this once it has prepared everything, for greedy search and for sampling."""
+        """transformers calls this once all is prepared, for greedy search and for sampling."""
         mask = model_kwargs.get("attention_mask")
         mask = torch.ones_like(input_ids) if mask is None else mask
         self._check_fit(input_ids, mask, generation_config)
@@ -126,13 +148,17 @@ class HuggingFaceGenerationAdapter(GenerationMixin):  # type: ignore[misc]  # tr
         )
         if not generation_config.return_dict_in_generate:
             return done.input_ids
-        return GenerateDecoderOnlyOutput(
+        make_output: Any = GenerateDecoderOnlyOutput  # its annotations name tensor subclasses
+        output: GenerateDecoderOnlyOutput = make_output(
             sequences=done.input_ids,
             scores=tuple(done.scores) if generation_config.output_scores else None,
             logits=tuple(done.logits) if generation_config.output_logits else None,
         )
+        return output
 
-    def _check_fit(self, input_ids: Tensor, mask: Tensor, generation_config: GenerationConfig) -> None:
+    def _check_fit(
+        self, input_ids: Tensor, mask: Tensor, generation_config: GenerationConfig
+    ) -> None:
         num_rows, width = input_ids.shape
         if num_rows > self.neuron_config.max_batch_size:
             raise BucketError(
@@ -153,7 +179,8 @@ def _refuse(kwargs: dict[str, Any], config: GenerationConfig) -> None:
         value = kwargs.get(name, getattr(config, name, None))
         if not any(value is item or value == item for item in neutral):
             raise UnsupportedError(
-                f"generate({name}={value!r}) is not supported; only greedy search and sampling are: leave {name} out"
+                f"generate({name}={value!r}) is not supported, only greedy search and sampling are; "
+                f"leave {name} out"
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,13 +12,17 @@ from transformers import StoppingCriteriaList
 from nxdi.generation.choosers import Chooser, Chosen
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 
-if TYPE_CHECKING:
-    from transformers.generation.streamers import BaseStreamer
+
+class Streamer(Protocol):
+    """What transformers' streamers offer."""
+
+    def put(self, value: Tensor) -> None: ...
+    def end(self) -> None: ...
 
 
 @dataclass
 class Generated:
-    """input_ids [B, prompt + new]; per new token: raw logits and processed scores [B, vocab], if they were returned."""
+    """input_ids [B, prompt + new]; per new token, logits and processed scores [B, vocab] or None."""
 
     input_ids: Tensor
     logits: list[Tensor | None] = field(default_factory=list)
@@ -33,7 +37,7 @@ def decode_loop(
     chooser: Chooser,
     stopping: StoppingCriteriaList,
     pad_token_id: int | None,
-    streamer: BaseStreamer | None = None,
+    streamer: Streamer | None = None,
 ) -> Generated:
     """Generate until `stopping` holds for every row; finished rows are filled with `pad_token_id`.
 
@@ -45,7 +49,11 @@ def decode_loop(
     output = model(input_ids, attention_mask=attention_mask, **chooser.inputs)
     while True:
         chosen = chooser.choose(done.input_ids, output)
-        tokens = chosen.tokens if pad_token_id is None else torch.where(unfinished, chosen.tokens, pad_token_id)
+        tokens = (
+            chosen.tokens
+            if pad_token_id is None
+            else torch.where(unfinished, chosen.tokens, pad_token_id)
+        )
         _append(done, tokens, chosen)
         if streamer is not None:
             streamer.put(tokens.cpu())

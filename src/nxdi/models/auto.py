@@ -19,14 +19,14 @@ from nxdi.runtime.store import MANIFEST, weights_fingerprint
 
 
 class AutoModelForCausalLM:
-    """Picks the class for a folder's `config.json`, compiles or finds the compiled graphs, and loads them."""
+    """Picks the class for a folder's `config.json`, compiles or finds its graphs, loads them."""
 
     def __init__(self) -> None:
         raise ConfigError("use AutoModelForCausalLM.from_pretrained(model_dir, seq_len=..., ...)")
 
     @staticmethod
     def class_for(model_dir: str | PathLike[str]) -> type[NeuronBaseForCausalLM]:
-        """The class that serves the architecture in `config.json`. Raises: UnsupportedError if none does."""
+        """The class for the architecture in `config.json`. Raises: UnsupportedError."""
         return class_for_folder(Path(model_dir))
 
     @classmethod
@@ -40,9 +40,11 @@ class AutoModelForCausalLM:
     ) -> NeuronBaseForCausalLM:
         """A loaded model.
 
-        model_dir: a Hugging Face folder, or an artefact written by `compile` (which takes no options).
-        artifact_dir: where the compiled graphs are, or are put if there are none; default: a folder in the cache named
-        after everything that decides them, so that any change leads to another folder.
+        model_dir: a Hugging Face folder, or an artefact written by `compile` (which takes no
+        options).
+        artifact_dir: where the compiled graphs are, or are put if there are none; default: a folder
+        in the cache named after everything that decides them, so that any change leads to another
+        folder.
         options: keywords of NeuronConfig.
         Raises: ArtifactError if `artifact_dir` holds graphs made for something else.
         """
@@ -52,7 +54,9 @@ class AutoModelForCausalLM:
         model_cls = cls.class_for(folder)
         config_cls = model_cls.get_config_cls()
         neuron_config = config_cls.get_neuron_config_cls()(**options)
-        model = model_cls(folder, config_cls(neuron_config, load_config=load_pretrained_config(folder)))
+        model = model_cls(
+            folder, config_cls(neuron_config, load_config=load_pretrained_config(folder))
+        )
         path = Path(artifact_dir) if artifact_dir is not None else default_artifact_dir(model)
         is_in_cache = artifact_dir is None
         if _must_compile(path, is_in_cache):
@@ -64,7 +68,7 @@ class AutoModelForCausalLM:
 
 
 def _must_compile(path: Path, is_in_cache: bool) -> bool:
-    """A folder of the user is filled if it is missing; one in the cache is also replaced if it is damaged."""
+    """A user's folder is filled if it is empty; one in the cache is also replaced if damaged."""
     return not Artifact(path).is_whole() if is_in_cache else not (path / MANIFEST).is_file()
 
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from nxdi.errors import ArtifactError
 from nxdi.graph.plan import GraphPlan
-from nxdi.kernels.registry import Choice
 from nxdi.runtime import store
 from nxdi.runtime.backend import Backend, Program, RankExecutable
 from nxdi.runtime.checkpoint import read_safetensors, write_safetensors

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from nxdi.errors import ConfigError, UnsupportedError, WeightError
+from nxdi.errors import ConfigError, UnsupportedError
 from nxdi.runtime.files import atomic_directory
 from nxdi.tools.gguf_file import GgufFile, LlamaSizes, Target, match_tensors, read_sizes
+from nxdi.tools.gguf_tokenizer import read_special_ids, write_tokenizer
 
+CONFIG_TOKENS = ("bos", "eos", "pad")  # those that config.json names
 SAFETENSORS_ALIGNMENT = 8  # bytes; the header is padded to it, so that the data can be mapped
 
 
@@ -41,9 +43,10 @@ def convert_gguf(path: str | Path, out_dir: str | Path, *, progress: bool | None
     file = GgufFile(Path(path))
     sizes = read_sizes(file)
     targets = match_tensors(file, sizes)
-    special_tokens = _special_tokens(file, sizes.vocab_size)
+    special_ids = read_special_ids(file)
+    special_tokens = {f"{n}_token_id": special_ids[n] for n in CONFIG_TOKENS if n in special_ids}
     with atomic_directory(target) as folder:
-        _write_tokenizer(file, folder)
+        write_tokenizer(file, folder)
         _write_json(folder / "config.json", _model_config(sizes) | special_tokens)
         _write_json(folder / "generation_config.json", special_tokens)
         _write_weights(file, targets, folder / "model.safetensors", progress)
@@ -73,58 +76,8 @@ def _model_config(sizes: LlamaSizes) -> dict[str, Any]:
     }
 
 
-def _special_tokens(file: GgufFile, vocab_size: int) -> dict[str, int]:
-    tokens = {}
-    for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
-        token = file.get(f"tokenizer.ggml.{key}_token_id")
-        if token is None:
-            continue
-        if type(token) is not int or not 0 <= token < vocab_size:
-            raise WeightError(
-                f"{file.path}: tokenizer.ggml.{key}_token_id is {token!r}, outside the vocabulary "
-                f"of {vocab_size}; fetch the file again"
-            )
-        tokens[f"{name}_token_id"] = token
-    return tokens
-
-
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _write_tokenizer(file: GgufFile, folder: Path) -> None:
-    """Let transformers convert the tokenizer, all but the way it splits text into words.
-
-    transformers ignores `tokenizer.ggml.pre` and splits as GPT-2 does: SmolLM's numbers, one token
-    per digit, would come out otherwise beside a line break.
-    """
-    from tokenizers import pre_tokenizers
-    from transformers import AutoTokenizer
-
-    gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    splits = {"gpt-2": gpt2, "smollm": pre_tokenizers.Sequence([digits, gpt2])}
-    is_byte_level = file.get("tokenizer.ggml.model") == "gpt2"
-    split = file.get("tokenizer.ggml.pre")
-    if is_byte_level and split not in splits:
-        raise UnsupportedError(
-            f"{file.path}: its tokenizer splits text as {split!r}; the converter knows "
-            f"{', '.join(splits)}; use the model's Hugging Face folder instead"
-        )
-    # transformers also reads what lies beside a GGUF file: show it a folder with nothing else.
-    link = folder / "tokenizer.gguf"
-    link.symlink_to(file.path.resolve())
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=link.name)
-    except Exception as error:  # the tokenizers library raises bare Exception
-        raise WeightError(
-            f"{file.path}: its tokenizer cannot be read ({error}); use another file"
-        ) from error
-    finally:
-        link.unlink()
-    if is_byte_level:
-        tokenizer.backend_tokenizer.pre_tokenizer = splits[split]
-    tokenizer.save_pretrained(folder)
 
 
 def _write_weights(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -17,7 +17,10 @@ from nxdi.errors import UnsupportedError, WeightError
 if TYPE_CHECKING:
     from gguf import GGUFReader
 
+T = TypeVar("T")
+
 PREFIX = "llama."
+TOKENS = "tokenizer.ggml.tokens"
 
 # Any other `llama.*` key (rope scaling, experts, a sliding window, ...) would change the results.
 KNOWN_METADATA = frozenset(
@@ -86,6 +89,16 @@ class GgufFile:
         except UnicodeDecodeError as error:
             raise WeightError(f"{self.path}: {key} is damaged ({error}); fetch it again") from error
 
+    def array(self, key: str, kind: type[T]) -> list[T]:
+        """The metadata list of `key`, whose items are all of one kind."""
+        values = self.get(key)
+        if not isinstance(values, list) or not all(type(value) is kind for value in values):
+            raise WeightError(
+                f"{self.path}: {key} is missing, or not a list of {kind.__name__}; "
+                "use a complete file"
+            )
+        return values
+
     def integer(self, name: str, default: int | None = None) -> int:
         """The positive integer `llama.{name}`."""
         return int(self._positive(name, int, default))
@@ -150,9 +163,6 @@ def read_sizes(file: GgufFile) -> LlamaSizes:
             f"{file.path} uses {', '.join(unknown)}, which the converter does not know; "
             "use the model's Hugging Face folder instead"
         )
-    tokens = file.get("tokenizer.ggml.tokens")
-    if not isinstance(tokens, list):
-        raise WeightError(f"{file.path} lacks tokenizer.ggml.tokens; use a complete file")
     num_heads = file.integer("attention.head_count")
     return LlamaSizes(
         num_layers=file.integer("block_count"),
@@ -162,7 +172,7 @@ def read_sizes(file: GgufFile) -> LlamaSizes:
         num_heads=num_heads,
         num_kv_heads=file.integer("attention.head_count_kv", num_heads),
         head_size=_read_head_size(file, num_heads),
-        vocab_size=file.integer("vocab_size", len(tokens)),
+        vocab_size=file.integer("vocab_size", len(file.array(TOKENS, str))),
         rms_norm_eps=file.real("attention.layer_norm_rms_epsilon"),
         rope_theta=file.real("rope.freq_base", 10000.0),
         is_tied=all(tensor.name != "output.weight" for tensor in file.tensors),

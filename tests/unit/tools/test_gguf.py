@@ -189,14 +189,25 @@ def test_folder_holds_configs_and_tokenizer(tmp_path: Path, plain_file: Path) ->
     assert not list(folder.glob("*.gguf"))
 
 
-def test_files_beside_the_gguf_file_are_not_read(tmp_path: Path, model: PreTrainedModel) -> None:
-    canary = tmp_path / "canary"
-    (tmp_path / "evil.py").write_text(f"open({str(canary)!r}, 'w')\nclass T: pass\n")
-    (tmp_path / "tokenizer_config.json").write_text(
-        '{"auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]}, "tokenizer_class": "T"}'
-    )
-    convert_gguf(write_gguf(tmp_path / "m.gguf", model), tmp_path / "out")
-    assert not canary.exists()
+@pytest.mark.parametrize("add_bos", [False, True])
+def test_bos_is_added_only_if_the_file_says_so(
+    tmp_path: Path, model: PreTrainedModel, add_bos: bool
+) -> None:
+    def change(writer: Writer) -> None:
+        writer.add_add_bos_token(add_bos)
+        writer.add_add_eos_token(False)
+
+    path = write_gguf(tmp_path / "m.gguf", model, change=change)
+    tokens = AutoTokenizer.from_pretrained(convert_gguf(path, tmp_path / "out"))
+    first = [tokens.bos_token_id] if add_bos else []
+    assert tokens("é").input_ids == [*first, *(TOKENS.index(token) for token in "Ã©")]
+
+
+def test_a_control_token_is_found_in_text_and_not_decoded(tmp_path: Path, plain_file: Path) -> None:
+    tokens = AutoTokenizer.from_pretrained(convert_gguf(plain_file, tmp_path / "out"))
+    ids = tokens("a<|im_end|>").input_ids
+    assert ids == [TOKENS.index("a"), TOKENS.index("<|im_end|>")]
+    assert tokens.decode(ids, skip_special_tokens=True) == "a"
 
 
 def test_existing_output_is_refused_and_an_empty_folder_is_used(
@@ -209,10 +220,6 @@ def test_existing_output_is_refused_and_an_empty_folder_is_used(
         convert_gguf(plain_file, out)
 
 
-def bad_merge(writer: Writer) -> None:
-    writer.kv_data[0]["tokenizer.ggml.merges"].value = ["no such"]
-
-
 BAD_VALUES: dict[str, tuple[Any, type[NxdiError], str]] = {
     "llama.block_count": (2**31, WeightError, "too few"),
     "llama.attention.head_count": (0, WeightError, "positive int"),
@@ -220,6 +227,11 @@ BAD_VALUES: dict[str, tuple[Any, type[NxdiError], str]] = {
     "llama.embedding_length": (128, WeightError, "shape"),
     "llama.rope.dimension_count": (8, UnsupportedError, "head size"),
     "tokenizer.ggml.eos_token_id": (10**6, WeightError, "outside the vocabulary"),
+    "tokenizer.ggml.token_type": (3, WeightError, "list of int"),
+    "tokenizer.ggml.tokens": ([*TOKENS[:-1], TOKENS[0]], WeightError, "not distinct"),
+    "tokenizer.chat_template": (["a", "list"], WeightError, "not a text"),
+    "tokenizer.ggml.merges": (["no such"], WeightError, "tokenizer is damaged"),
+    "tokenizer.ggml.model": ("llama", UnsupportedError, "of kind 'llama'"),
     "tokenizer.ggml.pre": ("llama-bpe", UnsupportedError, "smollm"),
 }
 
@@ -230,6 +242,7 @@ def test_bad_metadata_is_named(tmp_path: Path, model: PreTrainedModel, key: str)
 
     def change(writer: Writer) -> None:
         writer.kv_data[0][key].value = value
+        writer.kv_data[0][key].type = gguf.GGUFValueType.get_type(value)
         if key == "llama.embedding_length":
             writer.kv_data[0]["llama.rope.dimension_count"].value = value // NUM_HEADS
 
@@ -271,11 +284,15 @@ def test_other_architectures_are_refused(tmp_path: Path, model: PreTrainedModel)
         convert_gguf(path, tmp_path / "out")
 
 
-def test_a_bad_tokenizer_leaves_nothing_behind(tmp_path: Path, model: PreTrainedModel) -> None:
-    path = write_gguf(tmp_path / "m.gguf", model, change=bad_merge)
-    with pytest.raises(WeightError, match="tokenizer cannot be read"):
+def test_adding_a_token_without_id_is_refused(tmp_path: Path, model: PreTrainedModel) -> None:
+    path = write_gguf(
+        tmp_path / "m.gguf",
+        model,
+        change=lambda writer: writer.add_add_bos_token(True),
+        skip=("tokenizer.ggml.bos_token_id",),
+    )
+    with pytest.raises(WeightError, match="adds a bos token"):
         convert_gguf(path, tmp_path / "out")
-    assert not any(entry.is_dir() for entry in tmp_path.iterdir())
 
 
 def test_a_type_without_dequantisation_is_refused(tmp_path: Path, model: PreTrainedModel) -> None:

@@ -1,4 +1,4 @@
-"""The compiled CPU backend: torch.export and AOTInductor, one compiled layer for all layers alike."""
+"""The compiled CPU backend: torch.export and AOTInductor, one piece for all layers alike."""
 
 from nxdi.runtime.backends.cpu.backend import CpuBackend
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,14 +37,16 @@ class CpuBackend:
     def compiler_version(self) -> str:
         return compiler_version()
 
-    def compile(self, program: Program, folder: Path, report: Callable[[int, int, str], None]) -> list[Choice]:
-        from torch._inductor.package import package_aoti
+    def compile(
+        self, program: Program, folder: Path, report: Callable[[int, int, str], None]
+    ) -> list[Choice]:
+        from torch._inductor.package.package import package_aoti
 
         from nxdi.runtime.backends.cpu.compiler import compile_piece
 
         models = {phase: program.build(phase) for phase in Phase}
         work = _distinct_parts(program, models)
-        compiled: dict[str, list[str]] = {}
+        compiled: dict[str, Any] = {}  # package entry -> its files
         names: dict[str, str] = {}  # piece -> the package entry that holds its code
         choices: set[Choice] = set()
         for done, (name, (spec, part)) in enumerate(work.items()):
@@ -76,7 +79,9 @@ class CpuBackend:
         return CpuRank(program, models, folder / _PACKAGE, names)
 
 
-def _distinct_parts(program: Program, models: Mapping[Phase, StepModule]) -> dict[str, tuple[GraphSpec, Part]]:
+def _distinct_parts(
+    program: Program, models: Mapping[Phase, StepModule]
+) -> dict[str, tuple[GraphSpec, Part]]:
     """Each piece once, with a part that shows how it is called."""
     work: dict[str, tuple[GraphSpec, Part]] = {}
     for spec in program.plan.graphs:
@@ -88,7 +93,9 @@ def _distinct_parts(program: Program, models: Mapping[Phase, StepModule]) -> dic
 class _Call:
     """A compiled piece bound to the weights and caches of one part."""
 
-    def __init__(self, loader: torch._C._aoti.AOTIModelPackageLoader, part: Part, caches: Sequence[Tensor]) -> None:
+    def __init__(
+        self, loader: torch._C._aoti.AOTIModelPackageLoader, part: Part, caches: Sequence[Tensor]
+    ) -> None:
         self.loader, self.input_names = loader, [item.name for item in part.inputs]
         self.bound = [*caches[part.caches], *tensors_of(part.owner).values()]
 
@@ -101,11 +108,16 @@ class _Call:
 class CpuRank:
     """The graphs of one rank.
 
-    Each rank has loaders of its own: a loader runs one call at a time, and ranks wait for each other inside calls.
+    Each rank has loaders of its own: a loader runs one call at a time, and ranks wait for each
+    other inside calls.
     """
 
     def __init__(
-        self, program: Program, models: Mapping[Phase, StepModule], package: Path, names: Mapping[str, str]
+        self,
+        program: Program,
+        models: Mapping[Phase, StepModule],
+        package: Path,
+        names: Mapping[str, str],
     ) -> None:
         self._models = models
         self.caches = program.make_caches(models[Phase.DECODE])
@@ -134,4 +146,6 @@ def _open(package: Path, entry: str) -> torch._C._aoti.AOTIModelPackageLoader:
     try:
         return torch._C._aoti.AOTIModelPackageLoader(str(package), entry, False, 1, -1)
     except RuntimeError as error:
-        raise ArtifactError(f"{package} cannot be loaded: {error}; compile again with model.compile(path)") from error
+        raise ArtifactError(
+            f"{package} cannot be loaded: {error}; compile again with model.compile(path)"
+        ) from error

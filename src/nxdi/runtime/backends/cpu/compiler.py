@@ -1,4 +1,4 @@
-"""From a piece to native code: torch.export, our kernels put in, AOTInductor, and the cache of results."""
+"""From a piece to native code: torch.export, our kernels put in, AOTInductor, and its cache."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from nxdi.runtime.backends.cpu.linear import LINEAR_KERNEL, use_linear_kernel
 from nxdi.runtime.backends.cpu.target import compiler_version, cpu_target
 from nxdi.runtime.compile_cache import cache_key, get_or_build
 
-# Wrapper code runs once per call and is most of the text: optimising it costs time and gains nothing.
+# Wrapper code runs once per call and is most of the text: optimising it costs time and gains
+# nothing.
 _OPTIONS: dict[str, Any] = {
     "aot_inductor.package": True,
     "aot_inductor.package_constants_in_so": False,
@@ -26,7 +27,7 @@ _OPTIONS: dict[str, Any] = {
 
 
 def compile_piece(piece: nn.Module, arguments: tuple[Any, ...]) -> tuple[list[Path], list[Choice]]:
-    """The native files of one piece, from the cache if its graph has been compiled before on such a machine."""
+    """The native files of one piece, from the cache if its graph was compiled for such a CPU."""
     with torch.no_grad(), platform("cpu") as choices:
         graph = torch.export.export(piece, arguments, strict=False).module()
     assert isinstance(graph, torch.fx.GraphModule)
@@ -36,7 +37,9 @@ def compile_piece(piece: nn.Module, arguments: tuple[Any, ...]) -> tuple[list[Pa
         {
             "graph": graph.code,
             "constants": {name: _digest(t) for name, t in _constants(graph).items()},
-            "arguments": [f"{t.dtype} {tuple(t.shape)} {t.stride()}" for part in arguments for t in part],
+            "arguments": [
+                f"{t.dtype} {tuple(t.shape)} {t.stride()}" for part in arguments for t in part
+            ],
             "options": {name: str(value) for name, value in options.items()},
             "torch": torch.__version__,
             "compiler": compiler_version(),
@@ -52,7 +55,9 @@ def _constants(graph: torch.fx.GraphModule) -> dict[str, torch.Tensor]:
 
 
 def _digest(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+    return hashlib.sha256(
+        tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()
+    ).hexdigest()
 
 
 def _kernel_options(choices: set[Choice]) -> dict[str, Any]:
@@ -66,7 +71,7 @@ def _compile(
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own, about its own internals
-        files = torch._inductor.aot_compile(graph, arguments, options=options)
+        files: Any = torch._inductor.aot_compile(graph, arguments, options=options)
     (folder / "piece").mkdir()
     for file in files:
         shutil.copy2(str(file), folder / "piece")

@@ -14,7 +14,7 @@ _CASTS = (torch.ops.aten.to.dtype, torch.ops.aten._to_copy.default)
 
 
 def use_linear_kernel(graph: GraphModule) -> set[Choice]:
-    """Replace every linear that the kernel can compute, casts of its weight included; says what was chosen.
+    """Replace every linear that the kernel can compute, casts of its weight included.
 
     The kernel widens 16-bit weights while it streams them, so that no float32 copy is made.
     """

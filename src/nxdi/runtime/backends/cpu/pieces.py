@@ -1,8 +1,9 @@
 """How a step is cut into pieces that are compiled once each: every kind of layer, and the head.
 
-Compiling a whole graph costs time in proportion to its layers, which are mostly alike. A piece takes everything as
-inputs, weights and caches too, so one compiled layer serves all layers of its kind. The embedding and the choice of
-the last token are table look-ups that gain nothing from a compiler: they run as they are.
+Compiling a whole graph costs time in proportion to its layers, which are mostly alike. A piece
+takes everything as inputs, weights and caches too, so one compiled layer serves all layers of its
+kind. The embedding and the choice of the last token are table look-ups that gain nothing from a
+compiler: they run as they are.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class _Call(nn.Module):
 
 @dataclass(frozen=True)
 class Part:
-    """One call within a step: the compiled piece, whose weights it gets, and which step inputs and caches."""
+    """One call within a step: the piece, whose weights, which step inputs and caches."""
 
     piece: str
     owner: nn.Module
@@ -53,7 +54,7 @@ class Part:
 
 
 class Piece(nn.Module):
-    """What is compiled for a part: a module without tensors of its own; everything, weights included, is an input.
+    """What is compiled for a part: a module whose every tensor, weights included, is an input.
 
     State is written here and nowhere else: at the root of a graph, in place.
     """
@@ -66,10 +67,15 @@ class Piece(nn.Module):
         self._hidden = (_Call(part.owner, part.function),)
 
     def forward(
-        self, leading: list[Tensor], inputs: list[Tensor], caches: list[Tensor], weights: list[Tensor]
+        self,
+        leading: list[Tensor],
+        inputs: list[Tensor],
+        caches: list[Tensor],
+        weights: list[Tensor],
     ) -> list[Tensor]:
         named = dict(zip(self.weight_names, weights, strict=True))
         by_name = dict(zip(self.input_names, inputs, strict=True))
+        results: list[Tensor]
         results, new = functional_call(self._hidden[0], named, (leading, by_name, caches))
         for cache, value in zip(caches, new, strict=True):
             cache.copy_(value)
@@ -84,7 +90,11 @@ def plan_parts(model: StepModule, spec: GraphSpec) -> list[Part]:
     shapes = model.cache_shapes()
     if not model.composes:
         owner = _as_module(model)
-        return [Part(f"{spec.name}/whole", owner, _whole(model, spec), spec.inputs, slice(0, len(shapes)))]
+        return [
+            Part(
+                f"{spec.name}/whole", owner, _whole(model, spec), spec.inputs, slice(0, len(shapes))
+            )
+        ]
     per_layer = len(shapes) // len(model.layers)
     kinds: dict[object, str] = {}
     parts = []
@@ -93,7 +103,8 @@ def plan_parts(model: StepModule, spec: GraphSpec) -> list[Part]:
         kind = (structure(layer), tuple(shapes[caches]))
         piece = kinds.setdefault(kind, f"{spec.name}/layer{len(kinds)}")
         parts.append(Part(piece, layer, _layer(model, layer, spec), spec.inputs, caches))
-    # The head sees one token per row: without the per-token inputs it is the same in every graph of a batch size.
+    # The head sees one token per row: without the per-token inputs it is the same in every graph
+    # of a batch size.
     per_row = tuple(item for item in spec.inputs if TOKENS not in item.dims)
     parts.append(Part(f"{spec.name}/head", _Ends(model), _head(model, spec), per_row, slice(0, 0)))
     return parts
@@ -145,10 +156,11 @@ def _whole(model: StepModule, spec: GraphSpec) -> StepFunction:
 
 
 def structure(module: nn.Module) -> object:
-    """A hashable description of everything in a module that its program may depend on, except tensor values.
+    """A hashable description of all that a module's program may depend on, except tensor values.
 
-    Equal descriptions mean equal programs. An attribute whose value has no meaning outside this process counts as
-    different from every other, which costs a compilation but never a wrong result.
+    Equal descriptions mean equal programs. Attributes are compared by their repr: an object that
+    shows only its address differs from every other, which costs a compilation, never a wrong
+    result.
     """
     plain = {
         name: _described(value)
@@ -168,7 +180,9 @@ def _described(value: object) -> str:
     return repr(value)
 
 
-def example_arguments(model: StepModule, part: Part, spec: GraphSpec, cache_dtype: torch.dtype) -> tuple[Any, ...]:
+def example_arguments(
+    model: StepModule, part: Part, spec: GraphSpec, cache_dtype: torch.dtype
+) -> tuple[Any, ...]:
     """Arguments with the shapes and dtypes of a call of `part`; their memory is never touched."""
     shapes = model.cache_shapes()[part.caches]
     caches = [torch.empty(shape, dtype=cache_dtype) for shape in shapes]
@@ -178,9 +192,12 @@ def example_arguments(model: StepModule, part: Part, spec: GraphSpec, cache_dtyp
 
 def _leading(model: StepModule, part: Part, spec: GraphSpec) -> list[Tensor]:
     """The activations that enter a part: none for a whole graph."""
-    if part.owner is model:
+    if not model.composes:
         return []
-    inputs = {item.name: tensor for item, tensor in zip(spec.inputs, _empty(spec.inputs, spec, "meta"), strict=True)}
+    inputs = {
+        item.name: tensor
+        for item, tensor in zip(spec.inputs, _empty(spec.inputs, spec, "meta"), strict=True)
+    }
     x = model.embed(inputs)
     if isinstance(part.owner, _Ends):
         x = model.last_hidden(x, inputs)
@@ -189,4 +206,7 @@ def _leading(model: StepModule, part: Part, spec: GraphSpec) -> list[Tensor]:
 
 def _empty(inputs: Sequence[InputSpec], spec: GraphSpec, device: str) -> list[Tensor]:
     shapes = spec.input_shapes()
-    return [torch.empty(shapes[item.name], dtype=getattr(torch, item.dtype), device=device) for item in inputs]
+    return [
+        torch.empty(shapes[item.name], dtype=getattr(torch, item.dtype), device=device)
+        for item in inputs
+    ]

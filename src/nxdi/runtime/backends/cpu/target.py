@@ -16,7 +16,7 @@ from nxdi.errors import UnsupportedError
 
 @functools.cache
 def cpu_target() -> str:
-    """The CPU type that native code is tied to: architecture, vector width and a hash of the feature flags."""
+    """The CPU type that native code is tied to: architecture, vectors, hash of its features."""
     flags = ""
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -32,8 +32,8 @@ def compiler_version() -> str:
     compiler = env.cxx()
     if compiler is None:
         raise UnsupportedError(
-            "compiling for the CPU needs a C++ compiler and none was found; install g++ or clang++ (or set CXX), "
-            'or use backend="eager", which needs none and gives the same tokens'
+            "compiling for the CPU needs a C++ compiler and none was found; install g++ or clang++ "
+            '(or set CXX), or use backend="eager", which needs none and gives the same tokens'
         )
     shown = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
     return shown.stdout.splitlines()[0] if shown.stdout else compiler

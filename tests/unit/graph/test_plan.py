@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from nxdi.config import NeuronConfig, OnDeviceSamplingConfig
+from nxdi.errors import BucketError, ConfigError
+from nxdi.graph.plan import GraphSpec, check_capacity, plan_graphs
+from nxdi.types import Phase
+
+
+def lengths(phase: Phase, **options: Any) -> list[int]:
+    return [graph.length for graph in plan_graphs(NeuronConfig(**options)).of(phase)]
+
+
+def test_without_bucketing_one_graph_per_phase() -> None:
+    plan = plan_graphs(NeuronConfig(seq_len=640, max_context_length=500, batch_size=3))
+    assert [graph.name for graph in plan.graphs] == [
+        "context_encoding_model_b3_s500",
+        "token_generation_model_b3_s640",
+    ]
+
+
+def test_bucketing_makes_both_ladders() -> None:
+    options = {"seq_len": 640, "max_context_length": 200, "enable_bucketing": True}
+    assert lengths(Phase.PREFILL, **options) == [128, 200]
+    assert lengths(Phase.DECODE, **options) == [128, 256, 640]
+
+
+def test_explicit_buckets_are_taken_as_they_are() -> None:
+    options = {
+        "seq_len": 64,
+        "enable_bucketing": True,
+        "context_encoding_buckets": [5, 31],
+        "token_generation_buckets": [64],
+    }
+    assert lengths(Phase.PREFILL, **options) == [5, 31]
+    assert lengths(Phase.DECODE, **options) == [64]
+
+
+def test_decode_has_a_graph_for_each_batch_bucket_and_the_full_batch() -> None:
+    config = NeuronConfig(seq_len=32, batch_size=8, token_generation_batches=[1, 2])
+    plan = plan_graphs(config)
+    assert [graph.batch_size for graph in plan.of(Phase.DECODE)] == [1, 2, 8]
+    assert [graph.batch_size for graph in plan.of(Phase.PREFILL)] == [8]
+
+
+def test_prefill_batch_may_be_smaller() -> None:
+    plan = plan_graphs(NeuronConfig(seq_len=32, batch_size=8, ctx_batch_size=2))
+    assert plan.max_batch(Phase.PREFILL) == 2
+    assert plan.max_batch(Phase.DECODE) == 8
+
+
+def test_shapes_follow_from_phase_and_length() -> None:
+    prefill, decode = plan_graphs(
+        NeuronConfig(seq_len=32, max_context_length=16, batch_size=2)
+    ).graphs
+    assert (prefill.num_tokens, decode.num_tokens) == (16, 1)
+    assert prefill.input_shapes() == {
+        "input_ids": (2, 16),
+        "position_ids": (2, 16),
+        "seq_ids": (2,),
+    }
+    assert decode.input_shapes() == {"input_ids": (2, 1), "position_ids": (2, 1), "seq_ids": (2,)}
+
+
+@pytest.mark.parametrize(
+    ("sampling", "output_logits", "inputs", "outputs"),
+    [
+        (None, False, 3, ("logits",)),
+        (OnDeviceSamplingConfig(), False, 3, ("tokens",)),
+        (OnDeviceSamplingConfig(), True, 3, ("tokens", "logits")),
+        (OnDeviceSamplingConfig(do_sample=True), False, 5, ("tokens",)),
+        (OnDeviceSamplingConfig(dynamic=True), False, 5, ("tokens",)),
+    ],
+)
+def test_sampling_decides_inputs_and_outputs(
+    sampling: OnDeviceSamplingConfig | None,
+    output_logits: bool,
+    inputs: int,
+    outputs: tuple[str, ...],
+) -> None:
+    config = NeuronConfig(on_device_sampling_config=sampling, output_logits=output_logits)
+    for graph in plan_graphs(config).graphs:
+        assert len(graph.inputs) == inputs
+        assert graph.outputs == outputs
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "length", "batch", "rung"),
+    [(1, 1, 1, 16), (1, 16, 1, 16), (1, 17, 1, 64), (2, 16, 4, 16), (4, 64, 4, 64)],
+)
+def test_choose(num_rows: int, length: int, batch: int, rung: int) -> None:
+    config = NeuronConfig(
+        seq_len=64,
+        batch_size=4,
+        enable_bucketing=True,
+        token_generation_buckets=[16, 64],
+        token_generation_batches=[1],
+    )
+    chosen = plan_graphs(config).choose(Phase.DECODE, num_rows, length)
+    assert (chosen.phase, chosen.batch_size, chosen.length) == (Phase.DECODE, batch, rung)
+
+
+@pytest.mark.parametrize(
+    ("phase", "num_rows", "length", "message"),
+    [
+        (Phase.PREFILL, 1, 17, r"prompt \(tokens\) of 17 .*\(16\); raise max_context_length"),
+        (Phase.DECODE, 1, 33, r"sequence \(tokens\) of 33 .*\(32\); raise seq_len and compile"),
+        (Phase.DECODE, 3, 1, r"decode batch of 3 .*\(2\); raise batch_size and compile again"),
+    ],
+)
+def test_choose_beyond_the_largest(phase: Phase, num_rows: int, length: int, message: str) -> None:
+    plan = plan_graphs(NeuronConfig(seq_len=32, max_context_length=16, batch_size=2))
+    with pytest.raises(BucketError, match=message):
+        plan.choose(phase, num_rows, length)
+
+
+def test_max_length_of_each_phase() -> None:
+    plan = plan_graphs(NeuronConfig(seq_len=640, max_context_length=200, enable_bucketing=True))
+    assert (plan.max_length(Phase.PREFILL), plan.max_length(Phase.DECODE)) == (200, 640)
+
+
+def test_sequence_parallel_needs_buckets_that_divide() -> None:
+    config = NeuronConfig(
+        seq_len=64,
+        tp_degree=4,
+        sequence_parallel_enabled=True,
+        enable_bucketing=True,
+        context_encoding_buckets=[16, 18, 64],
+    )
+    with pytest.raises(ConfigError, match=r"tp_degree=4, but got \[18\]; choose other") as caught:
+        plan_graphs(config)
+    assert "context_encoding_buckets" in str(caught.value)
+
+
+def test_sequence_parallel_with_even_buckets() -> None:
+    config = NeuronConfig(seq_len=64, tp_degree=4, sequence_parallel_enabled=True)
+    assert plan_graphs(config).max_length(Phase.PREFILL) == 64
+
+
+@pytest.mark.parametrize(("prompt_len", "new"), [(1, 32), (16, 17), (32, 1)])
+def test_capacity_counts_that_the_last_token_needs_no_slot(prompt_len: int, new: int) -> None:
+    check_capacity(NeuronConfig(seq_len=32), prompt_len, new)
+
+
+def test_capacity_exceeded() -> None:
+    with pytest.raises(BucketError, match=r"16 tokens plus 18 new .*seq_len=32; .*at most 17 new"):
+        check_capacity(NeuronConfig(seq_len=32), 16, 18)
+
+
+def test_graphs_are_plain_data() -> None:
+    graph: GraphSpec = plan_graphs(NeuronConfig(seq_len=16)).graphs[0]
+    data = json.loads(json.dumps(graph.to_dict()))
+    assert data["phase"] == "prefill"
+    assert data["name"] == "context_encoding_model_b1_s16"
+    assert data["inputs"][1] == {
+        "name": "position_ids",
+        "dims": ["batch", "tokens"],
+        "dtype": "int32",
+        "fill": -1,
+    }
