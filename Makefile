@@ -5,10 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-PATHS := src tests examples setup.py
+PATHS := src tests examples benchmarks setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fmt type slow clean
+.PHONY: help demo test slow lint fmt type bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -32,6 +32,9 @@ fmt: $(INSTALLED)  ## format, and fix what can be fixed
 
 type: $(INSTALLED)  ## check types
 	$(BIN)/mypy
+
+bench: $(INSTALLED)  ## measure the cpu backend against transformers, on a quiet machine
+	$(BIN)/python benchmarks/cpu_backend.py
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) .demo build .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 from measure import Check, alternate, resident_bytes, seconds, show, streaming_read_rate
 
-ROUNDS = 5
+ROUNDS = 3
 NEW_TOKENS = 64
 PROMPT_LEN = 128
 BUCKET = 256

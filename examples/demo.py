@@ -15,7 +15,7 @@ from collections.abc import Callable
 from fetch_smollm2 import DEMO_DIR, fetch_gguf, fetch_smollm2
 
 QUESTION = "What is the capital of France?"
-MODEL_OPTIONS = ["--seq-len", "256", "--dtype", "float32"]
+MODEL_OPTIONS = ["--dtype", "float32"]
 FIRST_RUN = DEMO_DIR / "first-run.json"
 
 

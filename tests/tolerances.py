@@ -2,6 +2,23 @@
 
 from __future__ import annotations
 
-# Logits of tiny models in float32: both sides round differently (order of sums, fused attention), by
-# some 1e-5 for logits of about 7. A wrong position, mask or weight changes them by more than 0.01.
+# Logits of tiny models in float32: both sides round differently (order of sums, fused attention),
+# by some 1e-5 for logits of about 7. A wrong position, mask or weight changes them by more than
+# 0.01.
 LOGITS_FP32 = 1e-4
+
+# One float32 matrix product of some tens of terms of size about 1, cut over ranks: the partial sums
+# are added in another order, which moves the last bit or two of numbers below 16.
+SUM_ORDER_FP32 = 1e-5
+
+# A float32 linear against float64, per sum of the magnitudes that it adds up: half an ulp (6e-8)
+# for each of the few roundings that matter (1.5e-7 seen). A wrong weight changes it by some 1 / K.
+LINEAR_FP32 = 1e-6
+
+# Attention in float32 against float64, for scores up to about 20: the exponentials carry the
+# rounding of their scores, 20 * 2**-24, and some tens of products are added.
+ATTENTION_FP32 = 1e-5
+
+# Sine and cosine of a float32 angle of up to 500 radians, known to half an ulp (1.5e-5), which is
+# what transformers computes with as well.
+ANGLE_FP32 = 5e-5

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+
 from golden.parity import Reference, make_reference
 from golden.table import BY_NAME
 

@@ -1,22 +1,31 @@
-"""What transformers answers, and the comparison of nxdi with it: logits of every step and greedy tokens."""
+"""What transformers answers, and the comparison with it: greedy tokens and logits of each step."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from golden.table import Variant
-from tiny_models import VOCAB_SIZE, save_tiny, tiny_hf_model
-from tolerances import LOGITS_FP32
 from torch import Tensor
 
+from golden.table import Variant
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.utils.hf_adapter import HuggingFaceGenerationAdapter
+from tiny_models import VOCAB_SIZE, load_app, save_tiny, tiny_hf_model
+from tolerances import LOGITS_FP32
 
 PAD_TOKEN = 0
 NEW_TOKENS = 32
+# Decode buckets that differ from the prefill buckets: every generation below crosses some of them.
+BUCKETS: dict[str, Any] = {
+    "seq_len": 96,
+    "max_context_length": 64,
+    "enable_bucketing": True,
+    "context_encoding_buckets": [16, 32, 64],
+    "token_generation_buckets": [20, 40, 60, 96],
+}
 _LEAST_VARIETY = 8  # distinct tokens in 32: fewer, and a model that ignores positions might pass
 
 
@@ -34,8 +43,17 @@ class Reference:
     tokens: dict[int, Tensor]
     logits: dict[int, Tensor]
 
+    def save(self, file: Path) -> None:
+        """Write everything but the folder, for another process."""
+        torch.save((self.dtype, self.prompts, self.tokens, self.logits), file)
+
+    @classmethod
+    def load(cls, folder: Path, file: Path) -> Reference:
+        """Read what `save` wrote."""
+        return cls(folder, *torch.load(file, weights_only=True))
+
     def batch(self, lengths: Sequence[int], side: str) -> tuple[Tensor, Tensor]:
-        """Prompts of these lengths as (input_ids, attention_mask) [B, longest], padded on one side."""
+        """These prompts as (input_ids, attention_mask) [B, longest], padded on one side."""
         ids = torch.full((len(lengths), max(lengths)), PAD_TOKEN)
         mask = torch.zeros_like(ids)
         for row, length in enumerate(lengths):
@@ -75,8 +93,30 @@ def _check_reference(reference: Reference) -> None:
     """A reference must be able to fail a test: varied, and with a clear winner at every step."""
     for length, tokens in reference.tokens.items():
         best, second = reference.logits[length].topk(2).values.unbind(dim=-1)
-        assert len(tokens.unique()) >= min(_LEAST_VARIETY, len(tokens) // 3), f"length {length}: {tokens}"
-        assert float((best - second).min()) > 2 * LOGITS_FP32, f"length {length} has a near tie; take another seed"
+        assert len(tokens.unique()) >= min(_LEAST_VARIETY, len(tokens) // 3), (
+            f"length {length}: {tokens}"
+        )
+        assert float((best - second).min()) > 2 * LOGITS_FP32, (
+            f"length {length} has a near tie; take another seed"
+        )
+
+
+def load(
+    reference: Reference, tp_degree: int, batch_size: int = 3, **options: Any
+) -> NeuronBaseForCausalLM:
+    """The nxdi model of a reference, with `BUCKETS` unless the options say otherwise."""
+    options = {**BUCKETS, "batch_size": batch_size, "torch_dtype": reference.dtype, **options}
+    return load_app(reference.folder, tp_degree=tp_degree, **options)
+
+
+def check_all_buckets(app: NeuronBaseForCausalLM, reference: Reference) -> None:
+    """Prompts around each prefill edge, padded on either side, continued across decode edges."""
+    for length in reference.prompts:
+        check_prefill(app, reference, [length], "right")
+    check_prefill(app, reference, [17, 1, 64], "left")
+    check_generate(app, reference, [1, 15, 16], "left")
+    check_generate(app, reference, [32, 17, 31], "right")
+    check_generate(app, reference, [63, 64, 33], "left")
 
 
 def check_prefill(

@@ -44,7 +44,9 @@ def _yes_for(names: Collection[str]) -> dict[str, str]:
 def _tp_degrees() -> dict[str, str]:
     wide = [(table.BY_NAME[name].family, tp) for name, tp in table.WIDE]
     return {
-        family: ", ".join(map(str, sorted({*table.TP_DEGREES, *(tp for f, tp in wide if f == family)})))
+        family: ", ".join(
+            map(str, sorted({*table.TP_DEGREES, *(tp for f, tp in wide if f == family)}))
+        )
         for family in table.FAMILIES
     }
 

@@ -8,22 +8,22 @@ from typing import Any
 
 import pytest
 import torch
-from golden import table
-from golden.parity import Reference, check_generate, check_logits, check_prefill, make_reference
-from tiny_models import load_app
 
+from golden import table
+from golden.parity import (
+    Reference,
+    check_all_buckets,
+    check_generate,
+    check_logits,
+    check_prefill,
+    load,
+    make_reference,
+)
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
+from tiny_models import load_app
 
 Get = Callable[[str], Reference]
 
-# Decode buckets that differ from the prefill buckets: every generation below crosses some of them.
-BUCKETS: dict[str, Any] = {
-    "seq_len": 96,
-    "max_context_length": 64,
-    "enable_bucketing": True,
-    "context_encoding_buckets": [16, 32, 64],
-    "token_generation_buckets": [20, 40, 60, 96],
-}
 LONG_BUCKETS: dict[str, Any] = {
     "seq_len": 640,
     "enable_bucketing": True,
@@ -35,21 +35,6 @@ MODES = {
     "vocab-parallel": {"vocab_parallel": True},
     "both": {"sequence_parallel_enabled": True, "vocab_parallel": True},
 }
-
-
-def load(reference: Reference, tp_degree: int, batch_size: int = 3, **options: Any) -> NeuronBaseForCausalLM:
-    options = {**BUCKETS, "batch_size": batch_size, "torch_dtype": reference.dtype, **options}
-    return load_app(reference.folder, tp_degree=tp_degree, **options)
-
-
-def check_all_buckets(app: NeuronBaseForCausalLM, reference: Reference) -> None:
-    """Prompts around each prefill edge, mixed and padded on either side, each continued across decode edges."""
-    for length in reference.prompts:
-        check_prefill(app, reference, [length], "right")
-    check_prefill(app, reference, [17, 1, 64], "left")
-    check_generate(app, reference, [1, 15, 16], "left")
-    check_generate(app, reference, [32, 17, 31], "right")
-    check_generate(app, reference, [63, 64, 33], "left")
 
 
 EVERYWHERE = [(v.name, tp) for v in table.VARIANTS for tp in table.TP_DEGREES]
@@ -64,7 +49,9 @@ def test_every_variant_at_every_bucket_edge(name: str, tp_degree: int, reference
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("tp_degree", [2, 4])
 @pytest.mark.parametrize("name", table.MODES)
-def test_other_ways_to_spread_a_model(name: str, tp_degree: int, mode: str, reference_of: Get) -> None:
+def test_other_ways_to_spread_a_model(
+    name: str, tp_degree: int, mode: str, reference_of: Get
+) -> None:
     reference = reference_of(name)
     app = load(reference, tp_degree, **MODES[mode])
     check_generate(app, reference, [32, 17, 31], "left")

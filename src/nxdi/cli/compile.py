@@ -49,8 +49,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _is_current(model: NeuronBaseForCausalLM, out: Path) -> bool:
+    from nxdi.runtime.artifact import Artifact
+
     try:
-        model.load(out, skip_warmup=True)
+        Artifact(out).check(model)
     except ArtifactError:  # missing, damaged, or made for something else
         return False
     return True

@@ -62,7 +62,7 @@ def to_pretrained_config(config: InferenceConfig) -> PretrainedConfig:
     """The Hugging Face attributes as a plain PretrainedConfig, for code that expects one."""
     from transformers import PretrainedConfig
 
-    # transformers 5 would fold `rope_scaling` into its own form, which `rope_parameters` has already.
+    # transformers 5 would fold `rope_scaling` into `rope_parameters`, which have it already.
     left_out = {*_NOT_MODEL_ATTRIBUTES, "rope_scaling"}
     attributes: Any = {
         name: vars(value) if isinstance(value, SimpleNamespace) else value

@@ -110,8 +110,8 @@ def make_chooser(
     if seeds is not None or sampling_params is not None:
         given = "seeds" if seeds is not None else "sampling_params"
         raise UnsupportedError(
-            f"{given} belong to sampling in the graph, but this request is sampled on the host; use "
-            "torch.manual_seed and GenerationConfig, or compile with "
+            f"{given} belong to sampling in the graph, but this request is sampled on the host; "
+            "use torch.manual_seed and GenerationConfig, or compile with "
             "on_device_sampling_config=OnDeviceSamplingConfig(dynamic=True)"
         )
     return HostChooser(processors, do_sample)

@@ -179,7 +179,7 @@ def _refuse(kwargs: dict[str, Any], config: GenerationConfig) -> None:
         value = kwargs.get(name, getattr(config, name, None))
         if not any(value is item or value == item for item in neutral):
             raise UnsupportedError(
-                f"generate({name}={value!r}) is not supported, only greedy search and sampling are; "
+                f"generate({name}={value!r}) is not supported, only greedy search and sampling; "
                 f"leave {name} out"
             )
 

@@ -22,7 +22,7 @@ class Streamer(Protocol):
 
 @dataclass
 class Generated:
-    """input_ids [B, prompt + new]; per new token, logits and processed scores [B, vocab] or None."""
+    """input_ids [B, prompt + new]; per new token logits and scores [B, vocab] or None."""
 
     input_ids: Tensor
     logits: list[Tensor | None] = field(default_factory=list)

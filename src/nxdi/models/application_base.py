@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from nxdi.runtime.artifact import Artifact
 from nxdi.runtime.backend import Program, StepModule
 from nxdi.runtime.backends.choice import make_backend
 from nxdi.runtime.checkpoint import find_checkpoint, read_checkpoint
+from nxdi.runtime.files import locked
 from nxdi.runtime.fingerprint import code_version
 from nxdi.runtime.runner import Runner
 from nxdi.runtime.weights import check_weights, cut_for_rank, model_tensors
@@ -138,9 +140,22 @@ class NeuronApplicationBase:
         progress: show a progress bar (default: on a terminal).
         Raises: WeightError if the checkpoint does not fit; ArtifactError on a disk error.
         """
-        check_weights(model_tensors(self.build(Phase.DECODE)), self.get_state_dict())
-        artifact = Artifact(Path(compiled_model_path))
-        self._world().once(lambda: artifact.write(self, progress))
+        self.compile_if(lambda: True, Path(compiled_model_path), progress)
+
+    def compile_if(
+        self, is_needed: Callable[[], bool], path: Path, progress: bool | None = None
+    ) -> None:
+        """`compile` to `path` if `is_needed()`. Under torchrun, one process does both for all."""
+
+        def compile_here() -> None:
+            if not is_needed():
+                return
+            check_weights(model_tensors(self.build(Phase.DECODE)), self.get_state_dict())
+            with locked(path):
+                if is_needed():  # nobody compiled while we waited
+                    Artifact(path).write(self, progress)
+
+        self._world().once(compile_here)
 
     def load(
         self, compiled_model_path: str | PathLike[str], skip_warmup: bool | None = None

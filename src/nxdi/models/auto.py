@@ -14,7 +14,6 @@ from nxdi.errors import ConfigError
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.models.registry import class_for_folder
 from nxdi.runtime.artifact import Artifact
-from nxdi.runtime.files import locked
 from nxdi.runtime.store import MANIFEST, weights_fingerprint
 
 
@@ -59,10 +58,7 @@ class AutoModelForCausalLM:
         )
         path = Path(artifact_dir) if artifact_dir is not None else default_artifact_dir(model)
         is_in_cache = artifact_dir is None
-        if _must_compile(path, is_in_cache):
-            with locked(path):
-                if _must_compile(path, is_in_cache):  # nobody did while we waited
-                    model.compile(path, progress)
+        model.compile_if(lambda: _must_compile(path, is_in_cache), path, progress)
         model.load(path)
         return model
 

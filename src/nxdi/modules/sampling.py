@@ -95,8 +95,8 @@ def _nucleus(probabilities: Tensor, top_p: Tensor) -> Tensor:
     Source: arXiv:1904.09751.
     """
     keys = _sortable(probabilities)
-    # top_p 1 keeps everything, whatever rounding did to the sum.
-    need = torch.where(top_p >= 1, 0.0, top_p)
+    # No sum reaches infinity, so top_p 1 keeps everything, whatever rounding did to the sum.
+    need = torch.where(top_p >= 1, torch.inf, top_p)
     return torch.where(keys >= _threshold(keys, probabilities, need), probabilities, 0.0)
 
 

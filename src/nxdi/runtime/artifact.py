@@ -101,6 +101,10 @@ class Artifact:
         weights = self._weights(app, manifest, ranks)
         return [app.backend.load(program, self.path, of_rank) for of_rank in weights]
 
+    def check(self, app: Application) -> None:
+        """Raises: ArtifactError unless an undamaged artefact made for exactly this is here."""
+        self._check(app, store.open_artifact(self.path))
+
     def is_whole(self) -> bool:
         """Whether an undamaged artefact is here, whatever it was made for."""
         try:

@@ -6,8 +6,9 @@ split into words, and transformers 4 adds a first token that the file says is no
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nxdi.errors import UnsupportedError, WeightError
 from nxdi.tools.gguf_file import TOKENS, GgufFile
@@ -39,28 +40,26 @@ def read_special_ids(file: GgufFile) -> dict[str, int]:
 
 
 def write_tokenizer(file: GgufFile, folder: Path) -> None:
-    """Write `tokenizer.json` and what goes with it.
+    """Write `tokenizer.json` and `tokenizer_config.json`, the same for transformers 4 and 5.
 
     Raises: UnsupportedError for another kind of tokenizer, WeightError for a damaged one.
     """
-    from transformers import PreTrainedTokenizerFast
-
     tokens = file.array(TOKENS, str)
     special = {name: tokens[token_id] for name, token_id in read_special_ids(file).items()}
-    backend = _make_bpe(file, tokens)
-    _surround(file, backend, special)
     template = file.get("tokenizer.chat_template")
     if not isinstance(template, str | None):
         raise WeightError(f"{file.path}: its chat template is not a text; fetch it again")
-    make: Any = PreTrainedTokenizerFast  # its constructor has no types
-    tokenizer = make(
-        tokenizer_object=backend,
-        chat_template=template,
-        model_max_length=file.integer("context_length"),
-        clean_up_tokenization_spaces=False,
+    backend = _make_bpe(file, tokens)
+    _surround(file, backend, special)
+    backend.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": file.integer("context_length"),
+        "clean_up_tokenization_spaces": False,
+        "chat_template": template,
         **{f"{name}_token": token for name, token in special.items()},
-    )
-    tokenizer.save_pretrained(folder)
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def _make_bpe(file: GgufFile, tokens: list[str]) -> Tokenizer:

@@ -144,7 +144,10 @@ def test_ranks_that_disagree_on_the_group() -> None:
 
 @pytest.mark.parametrize(
     "bring",
-    [lambda rank: torch.zeros(rank + 1), lambda rank: torch.zeros(1).to([torch.int32, None][rank])],
+    [
+        lambda rank: torch.zeros(rank + 1),
+        lambda rank: torch.zeros(1, dtype=[torch.int32, torch.float32][rank]),
+    ],
 )
 def test_different_tensors_in_one_collective(bring: Callable[[int], Tensor]) -> None:
     with pytest.raises(ShapeError, match=r"ranks \[0, 1\] brought different tensors .*float32"):

@@ -221,7 +221,7 @@ def test_existing_output_is_refused_and_an_empty_folder_is_used(
 
 
 BAD_VALUES: dict[str, tuple[Any, type[NxdiError], str]] = {
-    "llama.block_count": (2**31, WeightError, "too few"),
+    "llama.block_count": (2**31 - 1, WeightError, "too few"),
     "llama.attention.head_count": (0, WeightError, "positive int"),
     "llama.attention.layer_norm_rms_epsilon": (float("nan"), WeightError, "positive float"),
     "llama.embedding_length": (128, WeightError, "shape"),

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nxdi.errors import ConfigError
+from nxdi.kernels.masks import Causal, SlidingWindow
+from nxdi.modules.attention import AttentionOutput, NeuronAttentionBase
+from nxdi.modules.attention.qk import PerHeadQKNorm
+from nxdi.modules.kvcache import ContiguousCache, WindowCache
+from nxdi.modules.rope import RotaryEmbedding
+from nxdi.parallel_layers.groups import SimulatedWorld
+from nxdi.parallel_layers.parallel_state import tensor_parallel
+from nxdi.types import Phase
+from plain_attention import allowed_pairs, plain_attention
+from tiny_modules import (
+    drawn,
+    empty_cache,
+    filled,
+    full_weights,
+    layer_context,
+    rank_modules,
+    tiny_config,
+)
+from tolerances import ATTENTION_FP32
+
+HIDDEN, HEAD_DIM, LENGTH = 16, 4, 6
+
+
+def make(num_q: int = 4, num_kv: int = 2, **options: Any) -> NeuronAttentionBase:
+    config = tiny_config(**options.pop("neuron", {}))
+    return NeuronAttentionBase(
+        config,
+        hidden_size=HIDDEN,
+        num_attention_heads=num_q,
+        num_key_value_heads=num_kv,
+        head_dim=HEAD_DIM,
+        **options,
+    )
+
+
+def positions() -> Tensor:
+    """A full row, and one with two places of padding."""
+    return torch.tensor([[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, -1, -1]], dtype=torch.int32)
+
+
+def prefill(attention: NeuronAttentionBase, x: Tensor) -> Tensor:
+    cache = empty_cache(attention.cache_layout, num_rows=2)
+    ctx = layer_context(Phase.PREFILL, positions(), cache, num_slots=16)
+    return attention(x, ctx=ctx).hidden_states
+
+
+def turned(x: Tensor, where: Tensor) -> Tensor:
+    """Rotary embedding by its definition, in float64: pairs (j, j + D / 2) as complex numbers."""
+    half = HEAD_DIM // 2
+    speed = torch.tensor([10000.0 ** (-2 * j / HEAD_DIM) for j in range(half)]).double()
+    angle = where.double()[:, None, :, None] * speed
+    pairs = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angle), angle)
+    return torch.cat([pairs.real, pairs.imag], dim=-1)
+
+
+def plain(
+    weights: dict[str, Tensor],
+    x: Tensor,
+    *,
+    scale: float = HEAD_DIM**-0.5,
+    softcap: float | None = None,
+    window: int | None = None,
+    rotary: bool = False,
+    norm_eps: float | None = None,
+) -> Tensor:
+    """The whole module in float64, from the names of its weights."""
+    wide = {name: tensor.double() for name, tensor in weights.items()}
+
+    def project(name: str, x: Tensor) -> Tensor:
+        return F.linear(x, wide[f"{name}.weight"], wide.get(f"{name}.bias"))
+
+    def heads(name: str) -> Tensor:
+        x_heads = project(f"{name}_proj", x.double()).unflatten(-1, (-1, HEAD_DIM)).transpose(1, 2)
+        if norm_eps is not None and name != "v":
+            rms = (x_heads.pow(2).mean(-1, keepdim=True) + norm_eps).sqrt()
+            x_heads = x_heads / rms * wide[f"qk_norm.{name}_norm.weight"]
+        return turned(x_heads, positions()) if rotary and name != "v" else x_heads
+
+    allowed = allowed_pairs(positions(), positions(), window)
+    out = plain_attention(
+        heads("q"), heads("k"), heads("v"), allowed, scale, softcap, wide.get("sinks")
+    )
+    return project("o_proj", out.transpose(1, 2).flatten(2))
+
+
+def close(got: Tensor, expected: Tensor) -> None:
+    """Equal at every place that is not padding."""
+    real = positions() >= 0
+    torch.testing.assert_close(
+        got.double()[real], expected[real], rtol=ATTENTION_FP32, atol=ATTENTION_FP32
+    )
+
+
+def norm_of(eps: float) -> Callable[[], PerHeadQKNorm]:
+    return lambda: PerHeadQKNorm(HEAD_DIM, eps, torch.float32)
+
+
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "plain": ({}, {}),
+    "biases": ({"qkv_bias": True, "o_bias": True}, {}),
+    "rotary": ({"rotary_emb": RotaryEmbedding(HEAD_DIM)}, {"rotary": True}),
+    "scale": ({"scale": 0.9}, {"scale": 0.9}),
+    "softmax_scale divides": ({"softmax_scale": 5.0}, {"scale": 0.2}),
+    "softcap": ({"softcap": 0.7}, {"softcap": 0.7}),
+    "sinks": ({"has_sinks": True}, {}),
+    "window": ({"sliding_window": 2}, {"window": 2}),
+    "qk norm before rotary": (
+        {"qk_norm": norm_of(0.1), "rotary_emb": RotaryEmbedding(HEAD_DIM)},
+        {"norm_eps": 0.1, "rotary": True},
+    ),
+    "all together": (
+        {
+            "qk_norm": norm_of(0.1),
+            "rotary_emb": RotaryEmbedding(HEAD_DIM),
+            "qkv_bias": True,
+            "scale": 0.9,
+            "softcap": 0.7,
+            "has_sinks": True,
+            "sliding_window": 3,
+        },
+        {"norm_eps": 0.1, "rotary": True, "scale": 0.9, "softcap": 0.7, "window": 3},
+    ),
+}
+
+
+def maker(options: dict[str, Any], **more: Any) -> Callable[[], NeuronAttentionBase]:
+    """Builds the module anew each time, with a norm of its own."""
+
+    def build() -> NeuronAttentionBase:
+        norm = options.get("qk_norm")
+        own = {} if norm is None else {"qk_norm": norm()}
+        return make(**{**options, **own, **more})
+
+    return build
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("num_q", "num_kv"), [(4, 2), (4, 4), (3, 1)])
+def test_prefill_against_the_formula(case: str, num_q: int, num_kv: int) -> None:
+    options, formula = CASES[case]
+    attention = filled(maker(options, num_q=num_q, num_kv=num_kv))
+    x = drawn(2, LENGTH, HIDDEN)
+    close(prefill(attention, x), plain(attention.state_dict(), x, **formula))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_decode_token_by_token_against_the_formula(case: str) -> None:
+    options, formula = CASES[case]
+    attention = filled(maker(options))
+    x = drawn(2, LENGTH, HIDDEN)
+    cache = empty_cache(attention.cache_layout, num_rows=2)
+    cache = type(cache)(*(torch.zeros_like(tensor) for tensor in cache))
+    steps = []
+    for place in range(LENGTH):
+        where = positions()[:, place : place + 1]
+        ctx = layer_context(Phase.DECODE, where, cache, num_slots=16)
+        steps.append(attention(x[:, place : place + 1], ctx=ctx).hidden_states)
+        cache = ctx.step.caches[0]
+    close(torch.cat(steps, dim=1), plain(attention.state_dict(), x, **formula))
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("num_q", "num_kv", "tp"), [(4, 2, 2), (4, 2, 4), (3, 1, 2), (3, 3, 2)])
+def test_ranks_together_against_the_formula(case: str, num_q: int, num_kv: int, tp: int) -> None:
+    options, formula = CASES[case]
+    build = maker(options, num_q=num_q, num_kv=num_kv, neuron={"tp_degree": tp})
+    full, x = full_weights(build), drawn(2, LENGTH, HIDDEN)
+    modules = rank_modules(build, tp, full)
+    for got in SimulatedWorld(tp).run([lambda m=m: prefill(m, x) for m in modules]):
+        close(got, plain(full, x, **formula))
+
+
+def test_sequence_parallelism_takes_and_gives_pieces() -> None:
+    build = maker({}, neuron={"tp_degree": 2, "sequence_parallel_enabled": True})
+    full, x = full_weights(build), drawn(2, LENGTH, HIDDEN)
+    parts = zip(rank_modules(build, 2, full), x.chunk(2, dim=1), strict=True)
+    got = SimulatedWorld(2).run([lambda m=m, part=part: prefill(m, part) for m, part in parts])
+    close(torch.cat(got, dim=1), plain(full, x))
+
+
+def test_default_scale_and_head_dim() -> None:
+    attention = NeuronAttentionBase(
+        tiny_config(), hidden_size=HIDDEN, num_attention_heads=2, num_key_value_heads=1
+    )
+    assert attention.head_dim == 8
+    assert attention.attend.scale == 1 / math.sqrt(8)
+
+
+def test_scale_and_divisor_contradict_each_other() -> None:
+    message = r"give scale=0.5 \(multiplies QK\^T\) or softmax_scale=2.0 \(divides it\), not both"
+    with pytest.raises(ConfigError, match=message):
+        make(scale=0.5, softmax_scale=2.0)
+
+
+def test_head_counts_that_do_not_group() -> None:
+    with pytest.raises(ConfigError, match=r"num_attention_heads=4 .*num_key_value_heads=3"):
+        make(4, 3)
+
+
+def test_heads_are_counted_per_rank() -> None:
+    with tensor_parallel(4):
+        attention = make(4, 2)
+    assert (attention.num_heads, attention.num_key_value_heads) == (1, 1)
+    assert attention.tp_degree == 4
+
+
+@pytest.mark.parametrize(
+    ("window", "mask", "layout"),
+    [
+        (None, Causal(), ContiguousCache(2, 16, HEAD_DIM)),
+        (5, SlidingWindow(5), WindowCache(2, 5, HEAD_DIM)),
+        # A window that nothing leaves needs no rolling cache.
+        (16, SlidingWindow(16), ContiguousCache(2, 16, HEAD_DIM)),
+    ],
+)
+def test_mask_and_cache_follow_from_the_window(
+    window: int | None, mask: object, layout: object
+) -> None:
+    attention = make(sliding_window=window)
+    assert attention.attend.mask == mask
+    assert attention.cache_layout == layout
+
+
+def test_sinks_are_weights_of_each_head() -> None:
+    assert make().sinks is None
+    with tensor_parallel(2):
+        attention = make(3, 3, has_sinks=True)
+    assert attention.sinks is not None
+    assert attention.sinks.shape == (2,)
+
+
+def test_output_unpacks_to_four_as_in_nxdi() -> None:
+    hidden, present, cos, sin = AttentionOutput(torch.ones(1))
+    assert torch.equal(hidden, torch.ones(1))
+    assert (present, cos, sin) == (None, None, None)
+
+
+def test_each_step_may_be_overridden() -> None:
+    class Seen(NeuronAttentionBase):
+        """Records its steps, and negates what it attends with."""
+
+        def project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            steps.append("project")
+            return super().project(hidden_states)
+
+        def split_heads(self, *projections: Tensor) -> tuple[Tensor, ...]:
+            steps.append("split_heads")
+            return super().split_heads(*projections)
+
+        def position(self, q: Tensor, k: Tensor, ctx: Any) -> tuple[Tensor, Tensor]:
+            steps.append("position")
+            return super().position(q, k, ctx)
+
+        def merge_and_project(self, out: Tensor) -> Tensor:
+            steps.append("merge_and_project")
+            return super().merge_and_project(-out)
+
+    steps: list[str] = []
+    shape = {"hidden_size": HIDDEN, "num_attention_heads": 4, "num_key_value_heads": 2}
+    attention, x = filled(lambda: Seen(tiny_config(), **shape)), drawn(2, LENGTH, HIDDEN)
+    close(-prefill(attention, x), plain(attention.state_dict(), x))
+    assert steps == ["project", "split_heads", "position", "merge_and_project"]
