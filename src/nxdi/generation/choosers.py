@@ -21,8 +21,12 @@ from nxdi.errors import UnsupportedError
 from nxdi.graph.sampling_inputs import prepare_sampling_params
 from nxdi.models.causal_lm import CausalLMOutput
 
-# What the sampler in the graph computes itself, from sampling_params.
-_IN_GRAPH = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
+# What the sampler in the graph computes itself from sampling_params, in this order.
+_IN_GRAPH: dict[type, str] = {
+    TemperatureLogitsWarper: "temperature",
+    TopKLogitsWarper: "top_k",
+    TopPLogitsWarper: "top_p",
+}
 _REMEDY = (
     "compile with on_device_sampling_config=None, or with output_logits=True, to sample on the host"
 )
@@ -53,8 +57,7 @@ class DeviceChooser:
 
     def choose(self, input_ids: Tensor, output: CausalLMOutput) -> Chosen:
         assert output.tokens is not None
-        logits = None if output.logits is None else output.logits[:, -1]
-        return Chosen(output.tokens.long(), logits, logits)
+        return Chosen(output.tokens.long())
 
 
 class HostChooser:
@@ -92,7 +95,7 @@ def make_chooser(
     on_device = neuron_config.on_device_sampling_config
     do_sample = bool(generation_config.do_sample)
     can_sample = on_device is not None and (on_device.do_sample or on_device.dynamic)
-    beyond = [type(p).__name__ for p in processors if not isinstance(p, _IN_GRAPH)]
+    beyond = _beyond_graph(processors)
     if do_sample and not can_sample:
         beyond.append("do_sample=True (the graph was compiled greedy)")
     if generation_config.return_dict_in_generate and (
@@ -101,7 +104,7 @@ def make_chooser(
         beyond.append("output_scores or output_logits")
     if on_device is not None and not beyond:
         if can_sample and sampling_params is None:
-            sampling_params = _params(generation_config, num_rows)
+            sampling_params = _params(processors if do_sample else None, num_rows)
         return DeviceChooser(sampling_params, seeds)
     if on_device is not None and not neuron_config.output_logits:
         raise UnsupportedError(
@@ -117,13 +120,22 @@ def make_chooser(
     return HostChooser(processors, do_sample)
 
 
-def _params(config: GenerationConfig, num_rows: int) -> Tensor:
-    if not config.do_sample:
+def _beyond_graph(processors: LogitsProcessorList) -> list[str]:
+    """What the sampler in the graph cannot do: other processors, or its own in another order."""
+    beyond = [
+        type(p).__name__
+        for p in processors
+        if type(p) not in _IN_GRAPH or getattr(p, "min_tokens_to_keep", 1) > 1
+    ]
+    names = [_IN_GRAPH[type(p)] for p in processors if type(p) in _IN_GRAPH]
+    if names != [name for name in _IN_GRAPH.values() if name in names]:
+        beyond.append(f"the order {', '.join(names)}")
+    return beyond
+
+
+def _params(processors: LogitsProcessorList | None, num_rows: int) -> Tensor:
+    """What the processors ask for, as the sampler in the graph takes it; None: greedy."""
+    if processors is None:
         return prepare_sampling_params(num_rows, top_k=1)
-    top_k = config.top_k if config.top_k is not None else 0
-    return prepare_sampling_params(
-        num_rows,
-        top_k=top_k,
-        top_p=1.0 if config.top_p is None else config.top_p,
-        temperature=1.0 if config.temperature is None else config.temperature,
-    )
+    given = {_IN_GRAPH[type(p)]: getattr(p, _IN_GRAPH[type(p)]) for p in processors}
+    return prepare_sampling_params(num_rows, **{"top_k": 0, **given})

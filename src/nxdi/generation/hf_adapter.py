@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from nxdi.config.from_hf import to_pretrained_config
 from nxdi.errors import BucketError, ShapeError, UnsupportedError
 from nxdi.generation.choosers import make_chooser
-from nxdi.generation.loop import decode_loop
+from nxdi.generation.loop import Generated, decode_loop
 from nxdi.graph.plan import check_capacity
 from nxdi.models.causal_lm import CausalLMOutput, NeuronBaseForCausalLM
 
@@ -32,11 +32,16 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "constraints": (None,),
     "force_words_ids": (None,),
     "assistant_model": (None,),
+    "assistant_early_exit": (None,),
     "prompt_lookup_num_tokens": (None,),
+    "use_mtp": (None, False),
     "custom_generate": (None,),
+    "token_healing": (None, False),
     "negative_prompt_ids": (None,),
+    "negative_prompt_attention_mask": (None,),
     "guidance_scale": (None, 1, 1.0),
-    "cache_implementation": (None,),
+    # These hold the same keys and values; the compiled model has a cache of its own.
+    "cache_implementation": (None, "dynamic", "static", "offloaded", "offloaded_static", "hybrid"),
     "past_key_values": (None,),
     "inputs_embeds": (None,),
     "output_attentions": (None, False),
@@ -102,7 +107,7 @@ class HuggingFaceGenerationAdapter(_GenerationMixin):  # type: ignore[misc]  # s
         BucketError for a request that does not fit the compiled lengths or batch, before anything
         is computed.
         """
-        _refuse(kwargs, generation_config or self.generation_config)
+        _refuse(kwargs)
         prompt = kwargs.get("input_ids") if inputs is None else inputs
         if prompt is None or prompt.dim() != 2 or 0 in prompt.shape:
             shape = None if prompt is None else tuple(prompt.shape)
@@ -113,6 +118,16 @@ class HuggingFaceGenerationAdapter(_GenerationMixin):  # type: ignore[misc]  # s
             inputs, generation_config, **kwargs
         )
         return result
+
+    def _prepare_generation_config(
+        self, generation_config: GenerationConfig | None, *args: Any, **kwargs: Any
+    ) -> tuple[GenerationConfig, dict[str, Any]]:
+        """transformers' merge of all sources of options; the folder's defaults are checked too."""
+        merged: tuple[GenerationConfig, dict[str, Any]] = super()._prepare_generation_config(
+            generation_config, *args, **kwargs
+        )
+        _refuse(vars(merged[0]))
+        return merged
 
     def _sample(
         self,
@@ -136,23 +151,29 @@ class HuggingFaceGenerationAdapter(_GenerationMixin):  # type: ignore[misc]  # s
             sampling_params=model_kwargs.get("sampling_params"),
             seeds=model_kwargs.get("seeds"),
         )
-        pad = generation_config._pad_token_tensor
-        done = decode_loop(
-            self.neuron_model,
+        keeps = bool(generation_config.return_dict_in_generate)
+        done = Generated(
             input_ids,
+            logits=() if keeps and generation_config.output_logits else None,
+            scores=() if keeps and generation_config.output_scores else None,
+        )
+        # As in transformers, rows that other criteria stop go on until all rows have stopped.
+        has_eos = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
+        pad = generation_config._pad_token_tensor if has_eos else None
+        decode_loop(
+            self.neuron_model,
+            done,
             mask,
             chooser=chooser,
             stopping=stopping_criteria,
             pad_token_id=None if pad is None else int(pad),
             streamer=streamer,
         )
-        if not generation_config.return_dict_in_generate:
+        if not keeps:
             return done.input_ids
         make_output: Any = GenerateDecoderOnlyOutput  # its annotations name tensor subclasses
         output: GenerateDecoderOnlyOutput = make_output(
-            sequences=done.input_ids,
-            scores=tuple(done.scores) if generation_config.output_scores else None,
-            logits=tuple(done.logits) if generation_config.output_logits else None,
+            sequences=done.input_ids, scores=done.scores, logits=done.logits
         )
         return output
 
@@ -160,9 +181,9 @@ class HuggingFaceGenerationAdapter(_GenerationMixin):  # type: ignore[misc]  # s
         self, input_ids: Tensor, mask: Tensor, generation_config: GenerationConfig
     ) -> None:
         num_rows, width = input_ids.shape
-        if num_rows > self.neuron_config.max_batch_size:
+        if num_rows > self.neuron_config.tkg_batch_size:
             raise BucketError(
-                f"{num_rows} prompts do not fit batch_size={self.neuron_config.max_batch_size}; "
+                f"{num_rows} prompts do not fit batch_size={self.neuron_config.tkg_batch_size}; "
                 "pass fewer at a time, or raise batch_size and compile again"
             )
         prompt_len = int(mask.sum(dim=1).max())
@@ -174,9 +195,9 @@ class HuggingFaceGenerationAdapter(_GenerationMixin):  # type: ignore[misc]  # s
         """The cache lives in the compiled model; transformers has none to prepare."""
 
 
-def _refuse(kwargs: dict[str, Any], config: GenerationConfig) -> None:
+def _refuse(options: Mapping[str, Any]) -> None:
     for name, neutral in _REFUSED.items():
-        value = kwargs.get(name, getattr(config, name, None))
+        value = options.get(name)
         if not any(value is item or value == item for item in neutral):
             raise UnsupportedError(
                 f"generate({name}={value!r}) is not supported, only greedy search and sampling; "

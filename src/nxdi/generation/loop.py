@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -22,31 +22,44 @@ class Streamer(Protocol):
 
 @dataclass
 class Generated:
-    """input_ids [B, prompt + new]; per new token logits and scores [B, vocab] or None."""
+    """What has been generated so far.
+
+    Shapes: input_ids [B, prompt + new]; logits and processed scores [B, vocab] of each new token,
+    None where they are not to be kept.
+    """
 
     input_ids: Tensor
-    logits: list[Tensor | None] = field(default_factory=list)
-    scores: list[Tensor | None] = field(default_factory=list)
+    logits: tuple[Tensor, ...] | None = None
+    scores: tuple[Tensor, ...] | None = None
+
+    def append(self, tokens: Tensor, chosen: Chosen) -> None:
+        """Add one token per row [B], and what it was chosen from."""
+        self.input_ids = torch.cat([self.input_ids, tokens.unsqueeze(1)], dim=1)
+        if self.logits is not None and chosen.logits is not None:
+            self.logits += (chosen.logits,)
+        if self.scores is not None and chosen.scores is not None:
+            self.scores += (chosen.scores,)
 
 
 def decode_loop(
     model: NeuronBaseForCausalLM,
-    input_ids: Tensor,
+    done: Generated,
     attention_mask: Tensor,
     *,
     chooser: Chooser,
     stopping: StoppingCriteriaList,
     pad_token_id: int | None,
     streamer: Streamer | None = None,
-) -> Generated:
-    """Generate until `stopping` holds for every row; finished rows are filled with `pad_token_id`.
+) -> None:
+    """Extend `done` until `stopping` holds for every row.
 
-    Shapes: input_ids, attention_mask [B, T], padding on either side.
+    Shapes: attention_mask [B, T], as `done.input_ids` is at first; padding on either side.
+    pad_token_id: what finished rows go on with; None: with what is chosen, like the others.
     """
-    done = Generated(input_ids)
-    unfinished = torch.ones(input_ids.shape[0], dtype=torch.bool)
-    lengths = attention_mask.sum(dim=1)
-    output = model(input_ids, attention_mask=attention_mask, **chooser.inputs)
+    unfinished = torch.ones(len(attention_mask), dtype=torch.bool)
+    # A prompt that was cut (allow_input_truncation) continues where it was cut.
+    lengths = attention_mask.sum(dim=1).clamp(max=model.neuron_config.max_context_length)
+    output = model(done.input_ids, attention_mask=attention_mask, **chooser.inputs)
     while True:
         chosen = chooser.choose(done.input_ids, output)
         tokens = (
@@ -54,20 +67,13 @@ def decode_loop(
             if pad_token_id is None
             else torch.where(unfinished, chosen.tokens, pad_token_id)
         )
-        _append(done, tokens, chosen)
+        done.append(tokens, chosen)
         if streamer is not None:
             streamer.put(tokens.cpu())
-        unfinished &= ~stopping(done.input_ids, done.scores[-1])
+        unfinished &= ~stopping(done.input_ids, done.scores)
         if not bool(unfinished.any()):
             break
         output = model(tokens.unsqueeze(1), position_ids=lengths.unsqueeze(1), **chooser.inputs)
         lengths = lengths + 1
     if streamer is not None:
         streamer.end()
-    return done
-
-
-def _append(done: Generated, tokens: Tensor, chosen: Chosen) -> None:
-    done.input_ids = torch.cat([done.input_ids, tokens.unsqueeze(1)], dim=1)
-    done.logits.append(chosen.logits)
-    done.scores.append(chosen.scores)
