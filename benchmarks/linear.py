@@ -61,7 +61,7 @@ def show_shape(outputs: int, inputs: int, num_rows: list[int]) -> None:
     print("rows   F.linear   float32  bfloat16   ms    float32      bfloat16      of GB/s read")
     for rows in num_rows:
         x = torch.randn(rows, inputs)
-        times = {
+        times: dict[str, Callable[[], float]] = {
             "torch": call_time(partial(F.linear, x), full),
             "float32": call_time(partial(op, x), full),
             "bfloat16": call_time(partial(op, x), half),

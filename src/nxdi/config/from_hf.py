@@ -2,7 +2,8 @@
 
 The one form has the names that models were written against: `rope_theta`, `rope_scaling` (None for
 plain RoPE) and, with two kinds of layers, `rope_local_base_freq`; and `rope_parameters` as in 5.x.
-`head_dim`, `num_key_value_heads`, `pad_token_id` and `tie_word_embeddings` are filled in.
+`head_dim`, `num_key_value_heads` and `tie_word_embeddings` are filled in; not `pad_token_id`:
+without one, generation pads with the end-of-sequence token.
 """
 
 from __future__ import annotations
@@ -138,10 +139,6 @@ def _fill_defaults(attributes: dict[str, Any], aliases: dict[str, str]) -> None:
         fill("num_key_value_heads", num_heads)
         if isinstance(hidden_size, int):
             fill("head_dim", hidden_size // num_heads)
-    # Padded positions are never attended to, so the id only has to be a row of the embedding.
-    pad_token_id = value_of("pad_token_id")
-    if pad_token_id is None or pad_token_id < 0:
-        attributes[aliases.get("pad_token_id", "pad_token_id")] = 0
 
 
 def _fill_rope(attributes: dict[str, Any]) -> None:

@@ -199,13 +199,19 @@ def _refuse(options: Mapping[str, Any]) -> None:
     for name, neutral in _REFUSED.items():
         value = options.get(name)
         if not any(value is item or value == item for item in neutral):
+            shown = repr(value) if isinstance(value, (str, int, float)) else "..."
             raise UnsupportedError(
-                f"generate({name}={value!r}) is not supported, only greedy search and sampling; "
+                f"generate({name}={shown}) is not supported, only greedy search and sampling; "
                 f"leave {name} out"
             )
 
 
 def _generation_config(folder: Path, config: Any) -> GenerationConfig:
+    """The defaults of a model folder, found where transformers finds them."""
     if (folder / "generation_config.json").is_file():
         return GenerationConfig.from_pretrained(folder)
+    if (folder / "config.json").is_file():
+        return GenerationConfig.from_pretrained(
+            folder, config_file_name="config.json", _from_model_config=True
+        )
     return GenerationConfig.from_model_config(config)

@@ -136,9 +136,11 @@ def check_capacity(config: NeuronConfig, prompt_len: int, max_new_tokens: int) -
 
     Raises: BucketError before anything is computed.
     """
-    if prompt_len + max_new_tokens - 1 > config.max_length:
+    longest = _ladder(config, config.token_generation_buckets, config.max_length)[-1]
+    if prompt_len + max_new_tokens - 1 > longest:
+        limit = "seq_len" if longest == config.max_length else "max(token_generation_buckets)"
         raise BucketError(
             f"prompt of {prompt_len} tokens plus {max_new_tokens} new tokens is longer than "
-            f"seq_len={config.max_length}; ask for at most {config.max_length - prompt_len + 1} "
-            "new tokens or raise seq_len and compile again"
+            f"{limit}={longest}; ask for at most {longest - prompt_len + 1} new tokens, or raise "
+            "it and compile again"
         )

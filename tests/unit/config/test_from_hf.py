@@ -146,10 +146,13 @@ def test_malformed_rope_is_refused(attributes: dict[str, Any], message: str) -> 
 
 
 def test_defaults_are_filled_in() -> None:
-    config = _load(OldDialect(head_dim=None, num_key_value_heads=None, pad_token_id=None))
-    assert (config.head_dim, config.num_key_value_heads, config.pad_token_id) == (16, 4, 0)
+    config = _load(OldDialect(head_dim=None, num_key_value_heads=None))
+    assert (config.head_dim, config.num_key_value_heads) == (16, 4)
     assert config.tie_word_embeddings is False
-    assert _load(OldDialect(pad_token_id=-1)).pad_token_id == 0
+
+
+def test_a_missing_pad_token_stays_missing() -> None:
+    assert _load(OldDialect(pad_token_id=None, eos_token_id=2)).pad_token_id is None
 
 
 def test_given_values_are_kept() -> None:
@@ -259,6 +262,14 @@ def test_code_in_a_folder_of_a_known_type_is_never_run(tmp_path: Path) -> None:
     data = {"model_type": "llama", "auto_map": {"AutoConfig": "evil.EvilConfig"}}
     config = InferenceConfig.from_pretrained(_write(tmp_path, data))
     assert config.model_type == "llama"
+
+
+def test_the_inverse_of_a_scaled_rope() -> None:
+    """transformers 5 folds rope_scaling into its own form, and must not do so twice."""
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    config = _load(LlamaConfig(rope_theta=10.0, rope_scaling=dict(scaling)))
+    assert to_pretrained_config(config).rope_parameters == {**scaling, "rope_theta": 10.0}
+    assert config.rope_scaling == scaling
 
 
 def test_the_inverse_is_a_pretrained_config() -> None:

@@ -28,7 +28,8 @@ def test_silent_when_told_or_when_nobody_watches(
 
 
 def test_ends_its_line_after_an_error(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ZeroDivisionError), Progress("compile", show=True) as bar:
-        bar.report(1, 2, "first")
+    bar = Progress("compile", show=True)
+    bar.report(1, 2, "first")
+    with pytest.raises(ZeroDivisionError), bar:
         _ = 1 // 0
     assert capfd.readouterr().err.endswith("\n")

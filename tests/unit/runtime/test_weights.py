@@ -140,9 +140,8 @@ def test_tied_embeddings(tmp_path: Path, has_lm_head: bool) -> None:
 def test_untied_embeddings_without_lm_head(tmp_path: Path) -> None:
     folder = save_tiny(tiny_hf_model("llama"), tmp_path)
     app = make_app(folder, seq_len=8)
-    state = {
-        f"model.{name}": t for name, t in app.get_state_dict().items() if name != "lm_head.weight"
-    }
+    state = {f"model.{name}": tensor for name, tensor in app.get_state_dict().items()}
+    del state["model.lm_head.weight"]
     write_safetensors(folder / "model.safetensors", state)
     with pytest.raises(WeightError, match=r"missing from the checkpoint: lm_head.weight"):
         app.compile(tmp_path / "artifact")

@@ -198,7 +198,7 @@ T* scratch(int64_t count) {
   return reinterpret_cast<T*>(memory.data());
 }
 
-struct View {  // what the C ABI tells of a tensor, borrowed
+struct View {  // a borrowed tensor
   void* data;
   int64_t dims, *sizes, *strides;
   int32_t dtype;
@@ -320,11 +320,9 @@ void require(bool condition, const char* message) {
 // Calls f with a null pointer of the C++ type of a weight or bias.
 template <class F>
 auto with_type(const View& tensor, F f) {
-  static const int32_t bfloat16 = aoti_torch_dtype_bfloat16(), float16 = aoti_torch_dtype_float16();
-  static const int32_t float32 = aoti_torch_dtype_float32();
-  if (tensor.dtype == bfloat16) return f((BFloat16*)nullptr);
-  if (tensor.dtype == float16) return f((Half*)nullptr);
-  require(tensor.dtype == float32,
+  if (tensor.dtype == aoti_torch_dtype_bfloat16()) return f((BFloat16*)nullptr);
+  if (tensor.dtype == aoti_torch_dtype_float16()) return f((Half*)nullptr);
+  require(tensor.dtype == aoti_torch_dtype_float32(),
           "weight and bias must be float32, bfloat16 or float16; convert them with .float()");
   return f((float*)nullptr);
 }
@@ -365,8 +363,7 @@ AtenTensorHandle linear(const View& x, const View& weight, const std::optional<V
     const AtenTensorHandle result = empty_result(x, N);
     float* y = static_cast<float*>(View(result).data);
     for (int64_t m = 0; m < M && N > 0; m += kMaxRows)
-      Product<W>{x, w, weight.strides[0], N, K, wide_bias, y + m * N, m,
-                 std::min(kMaxRows, M - m)}
+      Product<W>{x, w, weight.strides[0], N, K, wide_bias, y + m * N, m, std::min(kMaxRows, M - m)}
           .run();
     return result;
   });
@@ -379,8 +376,8 @@ Tensor linear_op(const Tensor& x, const Tensor& weight, const std::optional<Tens
 
 }  // namespace
 
-// What code compiled by AOTInductor calls, under the name it derives from the op's. An exception
-// passes through it, as through any C++ code, and becomes the error of the graph.
+// What AOTInductor's code calls, under the name that it derives from the op's. An exception passes
+// through that code, which is C++, and becomes the error of the graph.
 extern "C" AOTITorchError aoti_torch_cpu_linear(AtenTensorHandle x, AtenTensorHandle weight,
                                                 AtenTensorHandle* bias, AtenTensorHandle* result) {
   *result = linear(View(x), View(weight), bias ? std::optional(View(*bias)) : std::nullopt);
@@ -390,5 +387,13 @@ extern "C" AOTITorchError aoti_torch_cpu_linear(AtenTensorHandle x, AtenTensorHa
 STABLE_TORCH_LIBRARY_FRAGMENT(nxdi_cpu, library) {
   library.def("linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor");
 }
+
+#ifndef TORCH_BOX  // torch 2.9
+#define TORCH_BOX(function) boxed
+static void boxed(StableIValue* stack, uint64_t, uint64_t) {
+  stack[0] = from(linear_op(to<Tensor>(stack[0]), to<Tensor>(stack[1]),
+                            to<std::optional<Tensor>>(stack[2])));
+}
+#endif
 
 STABLE_TORCH_LIBRARY_IMPL(nxdi_cpu, CPU, library) { library.impl("linear", TORCH_BOX(&linear_op)); }

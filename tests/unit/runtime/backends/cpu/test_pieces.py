@@ -206,7 +206,9 @@ def test_a_piece_has_no_tensors_of_its_own_and_writes_the_caches_it_is_given(
     for cache in caches:
         cache.fill_(torch.nan)
     input_ids, position_ids, seq_ids = inputs
-    input_ids.zero_(), position_ids.copy_(torch.tensor([[3], [-1]])), seq_ids.copy_(torch.arange(2))
+    input_ids.zero_()
+    position_ids.copy_(torch.tensor([[3], [-1]]))
+    seq_ids.copy_(torch.arange(2))
     (out,) = piece(leading, inputs, caches, weights)
     assert out.shape == (2, 1, 64)
     for cache in caches:
