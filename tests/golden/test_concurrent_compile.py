@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tiny_models import save_tiny, tiny_hf_model
 
 NUM_PROCESSES = 8

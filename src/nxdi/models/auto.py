@@ -10,6 +10,7 @@ from typing import Any
 
 from nxdi import env
 from nxdi.config import load_pretrained_config
+from nxdi.config.serialize import CONFIG_FILE
 from nxdi.errors import ConfigError
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.models.registry import class_for_folder
@@ -81,7 +82,6 @@ def _from_artifact(folder: Path, options: dict[str, Any]) -> NeuronBaseForCausal
             f"{folder} is compiled already and takes no options, but got {sorted(options)}; "
             "give the Hugging Face folder to compile it anew"
         )
-    source = Artifact(folder).weights_source()
-    model = AutoModelForCausalLM.class_for(source)(folder)
+    model = class_for_folder(folder, CONFIG_FILE)(folder)
     model.load(folder)
     return model

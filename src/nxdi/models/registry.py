@@ -33,13 +33,15 @@ def class_for_architecture(architecture: str) -> type[NeuronBaseForCausalLM]:
     return found
 
 
-def class_for_folder(model_dir: Path) -> type[NeuronBaseForCausalLM]:
-    """The class for the first architecture named in a folder's `config.json`.
+def class_for_folder(
+    model_dir: Path, config_file: str = "config.json"
+) -> type[NeuronBaseForCausalLM]:
+    """The class for the first architecture named in a folder's config.
 
     Raises: ConfigError if the file is missing, is not JSON or names none; UnsupportedError if it is
     not known.
     """
-    file = model_dir / "config.json"
+    file = model_dir / config_file
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
         architecture = data["architectures"][0]

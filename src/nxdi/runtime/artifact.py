@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from nxdi.errors import ArtifactError
+from nxdi.errors import ArtifactError, WeightError
 from nxdi.graph.plan import GraphPlan
 from nxdi.runtime import store
 from nxdi.runtime.backend import Backend, Program, RankExecutable
@@ -114,11 +114,20 @@ class Artifact:
         return True
 
     def _check(self, app: Application, manifest: store.Manifest) -> None:
-        sharded = manifest.weights["sharded"]
-        fingerprint = None if sharded else store.weights_fingerprint(app.checkpoint_files())
+        fingerprint = self._fingerprint(app, manifest)
         store.check_matches(
             manifest, {**app.identity(), "weights_fingerprint": fingerprint}, _IRRELEVANT
         )
+
+    def _fingerprint(self, app: Application, manifest: store.Manifest) -> str | None:
+        """Of the checkpoint; None if it is gone and the artefact has weights of its own."""
+        try:
+            files = app.checkpoint_files()
+        except WeightError:
+            if manifest.weights["sharded"]:
+                return None
+            raise
+        return store.weights_fingerprint(files)
 
     def _weights(
         self, app: Application, manifest: store.Manifest, ranks: tuple[int, ...]

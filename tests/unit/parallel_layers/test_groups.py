@@ -197,3 +197,14 @@ def test_distributed_once(distributed: DistributedWorld) -> None:
     assert done == [1]
     with pytest.raises(NxdiError, match="mine"):
         distributed.once(lambda: (_ for _ in ()).throw(NxdiError("mine")))
+
+
+def test_the_other_ranks_learn_that_rank_0_failed(
+    distributed: DistributedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distributed.local_ranks = (1,)
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda failed, src: failed.fill_(1))
+    done = []
+    with pytest.raises(NxdiError, match="rank 0 failed in work that it does for all ranks"):
+        distributed.once(lambda: done.append(1))
+    assert done == []

@@ -13,7 +13,7 @@ from torch import nn
 
 from nxdi.kernels.cpu.linear import linear_inductor_options
 from nxdi.kernels.registry import Choice, platform
-from nxdi.runtime.backends.cpu.linear import LINEAR_KERNEL, use_linear_kernel
+from nxdi.runtime.backends.cpu.linear import LINEAR_KERNEL, use_linear_kernels
 from nxdi.runtime.backends.cpu.target import compiler_version, cpu_target
 from nxdi.runtime.compile_cache import cache_key, get_or_build
 
@@ -23,6 +23,8 @@ _OPTIONS: dict[str, Any] = {
     "aot_inductor.package": True,
     "aot_inductor.package_constants_in_so": False,
     "aot_inductor.compile_wrapper_opt_level": "O0",
+    # Elements that are worth a thread of their own: a decode step is made of small loops.
+    "cpp.min_chunk_size": 4096,
 }
 
 
@@ -31,7 +33,7 @@ def compile_piece(piece: nn.Module, arguments: tuple[Any, ...]) -> tuple[list[Pa
     with torch.no_grad(), platform("cpu") as choices:
         graph = torch.export.export(piece, arguments, strict=False).module()
     assert isinstance(graph, torch.fx.GraphModule)
-    choices |= use_linear_kernel(graph)
+    choices |= use_linear_kernels(graph)
     options = {**_OPTIONS, **_kernel_options(choices)}
     key = cache_key(
         {

@@ -1,0 +1,345 @@
+"""The rules that keep one model source valid for every backend, checked on exported graphs.
+
+State is functional but for one copy at the root; integers are int32 at the edges; nothing is
+float64; no program depends on the rank; each block has the collectives it should have.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from nxdi.config import OnDeviceSamplingConfig
+from nxdi.kernels.registry import platform
+from nxdi.models.causal_lm import NeuronBaseForCausalLM
+from nxdi.models.decoder import NeuronBaseModel
+from nxdi.models.registry import ARCHITECTURES
+from nxdi.modules.kvcache import contiguous
+from nxdi.modules.norm import RMSNorm
+from nxdi.parallel_layers.groups import SimulatedWorld, acting_as
+from nxdi.runtime.backends.cpu.pieces import Piece, example_arguments, plan_parts
+from nxdi.types import Phase
+from tiny_models import FAMILIES, load_app, make_app, save_tiny, tiny_hf_model
+from tolerances import CACHE_FP32
+
+# Two kinds of layers where a family has them.
+PARTICULAR: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 8},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+}
+SAMPLING = OnDeviceSamplingConfig(dynamic=True)
+SEQ_LEN, ROWS, LAYERS = 16, 2, 2
+CACHES = {f"caches_{i}" for i in range(2 * LAYERS)}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {
+        family: save_tiny(
+            tiny_hf_model(family, **PARTICULAR[family]), tmp_path_factory.mktemp(family)
+        )
+        for family in FAMILIES
+    }
+
+
+def export(
+    folder: Path, phase: Phase, part_index: int | None = None, rank: int = 0, **options: Any
+) -> ExportedProgram:
+    """The graph of a whole step, or of one of its pieces, as rank `rank` would make it."""
+    sampling = {"on_device_sampling_config": SAMPLING, "output_logits": True}
+    app = make_app(folder, **{"seq_len": SEQ_LEN, "batch_size": ROWS, **sampling, **options})
+    world = SimulatedWorld(app.neuron_config.tp_degree)
+    with pytest.MonkeyPatch.context() as patch, acting_as(world, rank):
+        if part_index is None:
+            patch.setattr(NeuronBaseModel, "composes", False)
+        model: Any = app.build(phase)
+        spec = app.plan.of(phase)[0]
+        part = plan_parts(model, spec)[part_index or 0]
+        arguments = example_arguments(model, part, spec, torch.float32)
+        with torch.no_grad(), platform("cpu"):
+            return torch.export.export(Piece(part), arguments, strict=False)
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """One step as exported, and after decomposition into functional operations."""
+
+    exported: ExportedProgram
+    functional: ExportedProgram
+
+
+@pytest.fixture(scope="module")
+def whole(folders: dict[str, Path]) -> Callable[[str, Phase], Graphs]:
+    """The whole step of a family on two ranks."""
+    made: dict[tuple[str, Phase], Graphs] = {}
+
+    def get(family: str, phase: Phase) -> Graphs:
+        if (family, phase) not in made:
+            exported = export(folders[family], phase, tp_degree=2)
+            made[family, phase] = Graphs(exported, exported.run_decompositions())
+        return made[family, phase]
+
+    return get
+
+
+def calls(program: ExportedProgram) -> list[Node]:
+    return [node for node in program.graph.nodes if node.op == "call_function"]
+
+
+def placeholders(program: ExportedProgram) -> dict[str, Tensor]:
+    nodes = program.graph.nodes
+    return {node.name: node.meta["val"] for node in nodes if node.op == "placeholder"}
+
+
+def mutating(program: ExportedProgram) -> list[Node]:
+    return [
+        node
+        for node in calls(program)
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    ]
+
+
+def check_state(graphs: Graphs, caches: set[str]) -> None:
+    signature = graphs.functional.graph_signature
+    assert set(signature.user_inputs_to_mutate.values()) == caches
+    assert not signature.buffers_to_mutate
+    writes = mutating(graphs.exported)
+    assert {node.target for node in writes} <= {torch.ops.aten.copy_.default}
+    assert sorted(node.args[0].name for node in writes) == sorted(caches)
+    assert calls(graphs.exported)[len(calls(graphs.exported)) - len(writes) :] == writes
+
+
+def check_dtypes(graphs: Graphs) -> None:
+    for program in (graphs.exported, graphs.functional):
+        for node in program.graph.nodes:
+            value = node.meta.get("val")
+            for tensor in value if isinstance(value, (list, tuple)) else [value]:
+                assert not isinstance(tensor, Tensor) or tensor.dtype != torch.float64, node
+        outputs = program.graph.output_node().args[0]
+        edges = [*placeholders(program).values(), *(node.meta["val"] for node in outputs)]
+        assert {tensor.dtype for tensor in edges} <= {torch.int32, torch.float32}
+
+
+def collectives(program: ExportedProgram) -> Counter[str]:
+    """How often each collective occurs; all must span the mesh [[0, 1]]."""
+    found = [node for node in calls(program) if str(node.target).startswith("nxdi.")]
+    assert all(list(node.args[-2:]) == [[0, 1], 2] for node in found)
+    return Counter(str(node.target).split(".")[1] for node in found)
+
+
+every_graph = pytest.mark.parametrize(
+    ("family", "phase"), [(family, phase) for family in FAMILIES for phase in Phase]
+)
+Whole = Callable[[str, Phase], Graphs]
+
+
+def test_every_registered_model_is_here() -> None:
+    assert {type(tiny_hf_model(family)).__name__ for family in FAMILIES} == set(ARCHITECTURES)
+    assert PARTICULAR.keys() == set(FAMILIES)
+
+
+@every_graph
+def test_a_step_writes_its_caches_once_at_the_end(family: str, phase: Phase, whole: Whole) -> None:
+    check_state(whole(family, phase), CACHES)
+
+
+@every_graph
+def test_int32_at_the_edges_and_no_float64(family: str, phase: Phase, whole: Whole) -> None:
+    check_dtypes(whole(family, phase))
+
+
+@every_graph
+def test_every_declared_input_arrives(family: str, phase: Phase, whole: Whole) -> None:
+    tokens = SEQ_LEN if phase is Phase.PREFILL else 1
+    inputs = [
+        (tuple(tensor.shape), tensor.dtype)
+        for name, tensor in placeholders(whole(family, phase).exported).items()
+        if name.startswith("inputs_")
+    ]
+    assert inputs == [
+        ((ROWS, tokens), torch.int32),
+        ((ROWS, tokens), torch.int32),
+        ((ROWS,), torch.int32),
+        ((ROWS, 3), torch.float32),
+        ((ROWS,), torch.float32),
+    ]
+
+
+@every_graph
+def test_all_ranks_run_one_program(
+    family: str, phase: Phase, whole: Whole, folders: dict[str, Path]
+) -> None:
+    other = export(folders[family], phase, rank=1, tp_degree=2)
+    assert other.graph_module.code == whole(family, phase).exported.graph_module.code
+
+
+@every_graph
+def test_collectives_of_tensor_parallelism(family: str, phase: Phase, whole: Whole) -> None:
+    """Two sums per layer; the embedding and the logits are gathered."""
+    expected = Counter(all_reduce=2 * LAYERS, all_gather=2)
+    assert collectives(whole(family, phase).exported) == expected
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_collectives_of_sequence_parallelism(phase: Phase, folders: dict[str, Path]) -> None:
+    """Per layer two gathers and two scattered sums, for many tokens; decode does without."""
+    program = export(folders["llama"], phase, tp_degree=2, sequence_parallel_enabled=True)
+    prefill = Counter(all_gather=2 * LAYERS + 2, reduce_scatter=2 * LAYERS, all_to_all=1)
+    decode = Counter(all_gather=2, all_reduce=2 * LAYERS)
+    assert collectives(program) == (prefill if phase is Phase.PREFILL else decode)
+
+
+def test_collectives_of_a_vocabulary_over_ranks(folders: dict[str, Path]) -> None:
+    """The rank comes as a weight, and the embedding is summed."""
+    programs = [
+        export(folders["llama"], Phase.DECODE, rank=rank, tp_degree=2, vocab_parallel=True)
+        for rank in range(2)
+    ]
+    assert programs[0].graph_module.code == programs[1].graph_module.code
+    assert collectives(programs[0]) == Counter(all_reduce=2 * LAYERS + 1, all_gather=1)
+
+
+def test_one_rank_needs_no_collectives(folders: dict[str, Path]) -> None:
+    assert collectives(export(folders["llama"], Phase.DECODE)) == Counter()
+
+
+@pytest.mark.parametrize(
+    ("part_index", "caches", "expected"),
+    [(0, {"caches_0", "caches_1"}, Counter(all_reduce=2)), (-1, set(), Counter(all_gather=1))],
+)
+@pytest.mark.parametrize("phase", list(Phase))
+def test_pieces_obey_the_same_rules(
+    folders: dict[str, Path],
+    phase: Phase,
+    part_index: int,
+    caches: set[str],
+    expected: Counter[str],
+) -> None:
+    exported = export(folders["llama"], phase, part_index, tp_degree=2)
+    graphs = Graphs(exported, exported.run_decompositions())
+    check_state(graphs, caches)
+    check_dtypes(graphs)
+    assert collectives(exported) == expected
+
+
+def in_place(cache: Tensor, new: Tensor, rows: Tensor, slots: Tensor) -> Tensor:
+    """Writes into the cache itself."""
+    heads = torch.arange(cache.shape[1])
+    where = (rows.long()[:, None, None], heads[None, :, None], slots.long()[:, None, :])
+    return cache.index_put_(where, new)
+
+
+def in_float64(self: RMSNorm, x: Tensor) -> Tensor:
+    return (x.double() * self.weight).float()
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "fault", "check"),
+    [
+        (contiguous, "write_slots", in_place, lambda graphs: check_state(graphs, CACHES)),
+        (RMSNorm, "forward", in_float64, check_dtypes),
+    ],
+)
+def test_the_rules_can_fail(
+    monkeypatch: pytest.MonkeyPatch,
+    folders: dict[str, Path],
+    owner: Any,
+    name: str,
+    fault: Callable[..., Tensor],
+    check: Callable[[Graphs], None],
+) -> None:
+    monkeypatch.setattr(owner, name, fault)
+    exported = export(folders["llama"], Phase.DECODE)
+    with pytest.raises(AssertionError):
+        check(Graphs(exported, exported.run_decompositions()))
+
+
+# A real step changes the expected places of each cache, and no others. The shapes are those of the
+# golden tests of compiled graphs, which share the compiled pieces.
+COMPILED: dict[str, Any] = {
+    "seq_len": 64,
+    "max_context_length": 32,
+    "batch_size": 3,
+    "enable_bucketing": True,
+    "context_encoding_buckets": [32],
+    "token_generation_buckets": [64],
+}
+MODELS = {"qwen2": 1, "mistral": 2}  # family -> tp_degree: a plain cache, and a rolling one
+WINDOW = 24
+MARK = 9.0
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., NeuronBaseForCausalLM]:
+    made: dict[tuple[str, str], NeuronBaseForCausalLM] = {}
+
+    def get(family: str, backend: str) -> NeuronBaseForCausalLM:
+        if (family, backend) not in made:
+            folder = save_tiny(tiny_hf_model(family), tmp_path_factory.mktemp(family))
+            options = {**COMPILED, "tp_degree": MODELS[family], "backend": backend}
+            made[family, backend] = load_app(folder, **options)
+        return made[family, backend]
+
+    return get
+
+
+def places_written(
+    app: NeuronBaseForCausalLM, *args: Tensor, **kwargs: Tensor
+) -> set[tuple[int, int]]:
+    """(row, slot) that one step changed: the same in every cache of every rank, in all heads."""
+    caches = [cache for rank in app.runner.executables for cache in rank.caches]
+    for cache in caches:
+        cache.fill_(MARK)
+    app(*args, **kwargs)
+    caches = [cache for rank in app.runner.executables for cache in rank.caches]
+    changed = [cache != MARK for cache in caches]
+    assert all(torch.equal(x.any(dim=(1, 3)), x.all(dim=(1, 3))) for x in changed)
+    found = [{tuple(place) for place in x.any(dim=(1, 3)).nonzero().tolist()} for x in changed]
+    assert all(places == found[0] for places in found)
+    return found[0]
+
+
+@pytest.mark.parametrize("backend", ["eager", "cpu"])
+@pytest.mark.parametrize("family", MODELS)
+def test_a_step_changes_the_places_of_its_tokens(
+    loaded: Callable[..., NeuronBaseForCausalLM], family: str, backend: str
+) -> None:
+    app = loaded(family, backend)
+    modulus = WINDOW if family == "mistral" else 64
+    scratch = modulus
+    long = torch.arange(30).expand(2, 30)
+    mask = (torch.arange(30) < torch.tensor([[30], [5]])).long()
+    got = places_written(app, long, attention_mask=mask, seq_ids=torch.tensor([2, 1]))
+    tokens = {(2, position % modulus) for position in range(30)} | {(1, i) for i in range(5)}
+    # Padding: at the end of both rows, and the graph's third row, which names cache row 0.
+    assert got == tokens | {(row, scratch) for row in range(3)}
+    got = places_written(
+        app, torch.tensor([[7]]), position_ids=torch.tensor([[30]]), seq_ids=torch.tensor([1])
+    )
+    assert got == {(1, 30 % modulus), (0, scratch), (2, scratch)}
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_compiled_and_eager_steps_leave_the_same_caches(
+    loaded: Callable[..., NeuronBaseForCausalLM], family: str
+) -> None:
+    states = []
+    for backend in ("eager", "cpu"):
+        app = loaded(family, backend)
+        app.reset()
+        app(torch.arange(20)[None] % 97)
+        app(torch.tensor([[3]]), position_ids=torch.tensor([[20]]))
+        states.append([c[0, :, :20] for rank in app.runner.executables for c in rank.caches])
+    for eager, compiled in zip(*states, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=CACHE_FP32, atol=CACHE_FP32)
+        assert float(eager.abs().max()) > 100 * CACHE_FP32

@@ -1,0 +1,63 @@
+"""Which class serves which architecture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+from nxdi.errors import ConfigError, UnsupportedError
+from nxdi.models.causal_lm import NeuronBaseForCausalLM
+from nxdi.models.registry import ARCHITECTURES, class_for_architecture, class_for_folder
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_name_leads_to_a_class(architecture: str) -> None:
+    found = class_for_architecture(architecture)
+    assert issubclass(found, NeuronBaseForCausalLM)
+    assert found.__name__ == f"Neuron{architecture}"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_name_is_one_of_transformers(architecture: str) -> None:
+    model_type = architecture.removesuffix("ForCausalLM").lower()
+    assert AutoConfig.for_model(model_type).model_type == model_type
+
+
+def test_an_unknown_architecture_is_refused_by_name() -> None:
+    with pytest.raises(UnsupportedError, match=r"'BloomForCausalLM' is not known; known are Llama"):
+        class_for_architecture("BloomForCausalLM")
+
+
+def test_the_class_of_a_folder(saved: Path) -> None:
+    assert class_for_folder(saved).__name__ == "NeuronLlamaForCausalLM"
+
+
+def test_a_folder_without_config(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config\.json cannot be read .*model folder"):
+        class_for_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "data", [{}, {"architectures": []}, {"architectures": None}, {"architectures": 3}, [], "text"]
+)
+def test_a_config_that_names_no_architecture(data: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    with pytest.raises(ConfigError, match="does not name an architecture"):
+        class_for_folder(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"architectures": [' + "[" * 100_000])
+def test_a_config_that_is_no_json(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match="does not name an architecture"):
+        class_for_folder(tmp_path)
+
+
+def test_an_architecture_that_is_no_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": [["LlamaForCausalLM"]]}')
+    with pytest.raises(UnsupportedError, match="is not known"):
+        class_for_folder(tmp_path)
