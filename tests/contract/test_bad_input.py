@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import save_tiny, tiny_hf_model
 
 from nxdi import (
     ArtifactError,
@@ -24,6 +23,7 @@ from nxdi import (
     UnsupportedError,
     WeightError,
 )
+from tiny_models import save_tiny, tiny_hf_model
 
 
 @pytest.fixture
