@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 from measure import Check, alternate, resident_bytes, seconds, show, streaming_read_rate
 
-ROUNDS = 3
-NEW_TOKENS = 64
+ROUNDS = {"smollm2": 5, "llama-1b": 3}
+NEW_TOKENS = {"smollm2": 64, "llama-1b": 16}
 PROMPT_LEN = 128
 BUCKET = 256
 LLAMA_1B = {
@@ -75,7 +75,9 @@ def load_ours(folder: Path, batch_size: int, dtype: str, **options: Any) -> Any:
     )
 
 
-def decode_rate(generate: Callable[..., Any], batch_size: int, vocab_size: int) -> float:
+def decode_rate(
+    generate: Callable[..., Any], batch_size: int, vocab_size: int, new_tokens: int
+) -> float:
     """Tokens per second of decoding alone: a long generation less one of a single token."""
     import torch
 
@@ -88,9 +90,9 @@ def decode_rate(generate: Callable[..., Any], batch_size: int, vocab_size: int) 
         "eos_token_id": None,
         "pad_token_id": 0,
     }
-    long = seconds(lambda: generate(ids, max_new_tokens=NEW_TOKENS + 1, **arguments))
+    long = seconds(lambda: generate(ids, max_new_tokens=new_tokens + 1, **arguments))
     short = seconds(lambda: generate(ids, max_new_tokens=1, **arguments))
-    return batch_size * NEW_TOKENS / (long - short)
+    return batch_size * new_tokens / (long - short)
 
 
 def speed(name: str, folder: Path) -> list[Check]:
@@ -110,11 +112,12 @@ def speed(name: str, folder: Path) -> list[Check]:
             for dtype in dtypes
         }
         runs = {
-            dtype: _rate(adapter.generate, batch_size, vocab) for dtype, adapter in ours.items()
+            dtype: _rate(name, adapter.generate, batch_size, vocab)
+            for dtype, adapter in ours.items()
         }
-        runs["transformers"] = _rate(reference.generate, batch_size, vocab)
+        runs["transformers"] = _rate(name, reference.generate, batch_size, vocab)
         runs["read rate"] = streaming_read_rate
-        rates = alternate(runs, ROUNDS)
+        rates = alternate(runs, ROUNDS[name])
         for key, value in rates.items():
             print(
                 f"  {name} batch {batch_size} decode {key}: "
@@ -125,8 +128,10 @@ def speed(name: str, folder: Path) -> list[Check]:
     return checks + _prefill_checks(name, folder, reference)
 
 
-def _rate(generate: Callable[..., Any], batch_size: int, vocab: int) -> Callable[[], float]:
-    return lambda: decode_rate(generate, batch_size, vocab)
+def _rate(
+    name: str, generate: Callable[..., Any], batch_size: int, vocab: int
+) -> Callable[[], float]:
+    return lambda: decode_rate(generate, batch_size, vocab, NEW_TOKENS[name])
 
 
 def _decode_checks(
@@ -182,7 +187,7 @@ def _prefill_checks(name: str, folder: Path, reference: Any) -> list[Check]:
 
         times = alternate(
             {"ours": lambda ids=ids, ours=ours: seconds(lambda: ours(ids)), "theirs": theirs},
-            ROUNDS,
+            ROUNDS[name],
         )
         rates = {key: f"{length / time:.0f} tok/s" for key, time in times.items()}
         print(f"  {name} prefill {length}: {rates}")

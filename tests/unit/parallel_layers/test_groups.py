@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -173,7 +173,7 @@ def test_one_function_per_rank() -> None:
 
 
 @pytest.fixture
-def distributed(tmp_path_factory: pytest.TempPathFactory) -> object:
+def distributed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DistributedWorld]:
     store = tmp_path_factory.mktemp("gloo") / "store"
     torch.distributed.init_process_group("gloo", f"file://{store}", rank=0, world_size=1)
     yield DistributedWorld()

@@ -3,14 +3,13 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import nxdi
 from nxdi.models.llama.modeling_llama import NeuronLlamaForCausalLM
-from nxdi.runtime import fingerprint
 from nxdi.runtime.fingerprint import code_version, library_digest
 
 
@@ -61,13 +60,13 @@ def test_a_class_typed_in_interactively_has_no_source() -> None:
 
 
 @pytest.fixture
-def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A small copy of the library that may be changed."""
     root = tmp_path / "nxdi"
     root.mkdir()
     for name in ("__init__.py", "errors.py"):
         shutil.copy(Path(nxdi.__file__).parent / name, root)
-    monkeypatch.setattr(fingerprint.nxdi, "__file__", str(root / "__init__.py"))
+    monkeypatch.setattr(nxdi, "__file__", str(root / "__init__.py"))
     library_digest.cache_clear()
     yield root
     library_digest.cache_clear()
