@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 PATHS := src tests examples benchmarks setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow lint fmt type bench clean
+.PHONY: help compat demo test slow lint fmt type bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -18,6 +18,9 @@ demo: $(INSTALLED)  ## fetch a small model, compile it, and let it answer a ques
 
 test: lint type  ## lint, check types and run all tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow"
+
+compat: $(VENV)-4.57/installed  ## run the golden tests on transformers 4.57
+	$(VENV)-4.57/bin/python -m pytest -m "not slow" tests/golden
 
 slow: $(INSTALLED)  ## run the slow tests
 	$(BIN)/python -m pytest -m slow
@@ -37,11 +40,17 @@ bench: $(INSTALLED)  ## measure the cpu backend against transformers, on a quiet
 	$(BIN)/python benchmarks/cpu_backend.py
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .demo build .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) $(VENV)-4.57 .demo build .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
 
 # torch comes first: the rest then keeps the build that is already there.
 $(INSTALLED): setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) --editable '.[test]'
+	touch $@
+
+$(VENV)-4.57/installed: setup.py
+	test -x $(VENV)-4.57/bin/python || $(PYTHON) -m venv $(VENV)-4.57
+	$(VENV)-4.57/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VENV)-4.57/bin/python -m pip install --quiet --disable-pip-version-check transformers==4.57.6 --editable '.[test]'
 	touch $@

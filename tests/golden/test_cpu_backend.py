@@ -10,11 +10,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from golden import table
@@ -46,6 +47,15 @@ generate = HuggingFaceGenerationAdapter(model).generate
 tokens = generate(prompt, max_new_tokens=num_new, do_sample=False)
 print(tokens[0, -num_new:].tolist())
 """
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> Iterator[None]:
+    """Compiled code is made for a number of threads; with one, its parallel loops would be absent."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 CASES = [*table.CPU, *(pytest.param(*case, marks=pytest.mark.slow) for case in table.CPU_SLOW)]

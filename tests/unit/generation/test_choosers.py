@@ -11,7 +11,9 @@ from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 from nxdi.config import OnDeviceSamplingConfig
 from nxdi.errors import ConfigError, ShapeError, UnsupportedError
+from nxdi.generation.choosers import HostChooser
 from nxdi.graph.sampling_inputs import prepare_sampling_params
+from nxdi.models.causal_lm import CausalLMOutput
 from nxdi.utils.hf_adapter import HuggingFaceGenerationAdapter
 
 Adapter = HuggingFaceGenerationAdapter
@@ -75,6 +77,20 @@ def test_what_greedy_graphs_cannot_do(
 
 def test_output_scores_without_a_dictionary_ask_for_nothing(tiny: Any, greedy: Adapter) -> None:
     assert run(tiny, greedy, output_scores=True) == tiny.greedy(15).tolist()
+
+
+def test_processors_leave_the_raw_logits_alone() -> None:
+    def double(input_ids: Tensor, scores: Tensor) -> Tensor:
+        return scores.mul_(2)
+
+    logits = torch.tensor([[1.0, 3.0, 2.0]])
+    chooser = HostChooser(LogitsProcessorList([double]), do_sample=False)
+    chosen = chooser.choose(torch.tensor([[1]]), CausalLMOutput(logits.unsqueeze(1)))
+    assert chosen.tokens.tolist() == [1]
+    assert chosen.logits is not None
+    assert chosen.scores is not None
+    assert chosen.logits.tolist() == logits.tolist()
+    assert chosen.scores.tolist() == [[2.0, 6.0, 4.0]]
 
 
 def test_dynamic_graphs_are_greedy_unless_asked(tiny: Any, dynamic: Adapter) -> None:

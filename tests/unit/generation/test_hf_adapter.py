@@ -200,10 +200,14 @@ def test_logits_and_scores(options: dict[str, Any], tiny: Any, host: Adapter) ->
         torch.testing.assert_close(got, wanted, rtol=0, atol=LOGITS_FP32)
 
 
-def test_a_dictionary_holds_what_was_asked_for(tiny: Any, host: Adapter) -> None:
-    _, out = both(tiny, host, max_new_tokens=2, return_dict_in_generate=True, output_logits=True)
-    assert len(out.logits) == 2
-    assert out.scores is None
+@pytest.mark.parametrize(("asked", "other"), [("logits", "scores"), ("scores", "logits")])
+def test_a_dictionary_holds_what_was_asked_for(
+    asked: str, other: str, tiny: Any, host: Adapter
+) -> None:
+    options = {"max_new_tokens": 2, "return_dict_in_generate": True, f"output_{asked}": True}
+    _, out = both(tiny, host, **options)
+    assert len(getattr(out, asked)) == 2
+    assert getattr(out, other) is None
 
 
 def test_stop_strings(tiny: Any, host: Adapter, tokenizer: PreTrainedTokenizerFast) -> None:

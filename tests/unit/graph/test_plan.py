@@ -151,6 +151,16 @@ def test_capacity_exceeded() -> None:
         check_capacity(NeuronConfig(seq_len=32), 16, 18)
 
 
+def test_capacity_is_that_of_the_longest_decode_graph() -> None:
+    config = NeuronConfig(
+        seq_len=32, enable_bucketing=True, token_generation_buckets=[16], max_context_length=8
+    )
+    check_capacity(config, 8, 9)
+    message = r"8 tokens plus 10 new .* max\(token_generation_buckets\)=16; ask for at most 9 new"
+    with pytest.raises(BucketError, match=message):
+        check_capacity(config, 8, 10)
+
+
 def test_graphs_are_plain_data() -> None:
     graph: GraphSpec = plan_graphs(NeuronConfig(seq_len=16)).graphs[0]
     data = json.loads(json.dumps(graph.to_dict()))

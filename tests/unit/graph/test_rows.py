@@ -47,6 +47,11 @@ def test_mask_of_ones_over_new_tokens_only() -> None:
     assert got.tolist() == [[7], [3]]
 
 
+def test_padding_beside_a_token_that_continues() -> None:
+    got = row_positions(ids(1, 2), torch.tensor([[0, 1]]), torch.tensor([[1, 7]]))
+    assert got.tolist() == [[-1, 7]]
+
+
 def test_one_row_that_starts_does_not_hide_that_another_continues() -> None:
     got = row_positions(ids(2, 1), torch.ones(2, 1), torch.tensor([[0], [5]]))
     assert got.tolist() == [[0], [5]]
