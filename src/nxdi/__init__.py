@@ -22,6 +22,7 @@ from nxdi.errors import (
 if TYPE_CHECKING:
     from nxdi.config import InferenceConfig, NeuronConfig, OnDeviceSamplingConfig
     from nxdi.models.auto import AutoModelForCausalLM
+    from nxdi.models.registry import register
 
 __all__ = [
     "ArtifactError",
@@ -36,6 +37,7 @@ __all__ = [
     "UnsupportedError",
     "WeightError",
     "__version__",
+    "register",
 ]
 
 _LAZY_HOMES = {
@@ -43,6 +45,7 @@ _LAZY_HOMES = {
     "InferenceConfig": "nxdi.config",
     "NeuronConfig": "nxdi.config",
     "OnDeviceSamplingConfig": "nxdi.config",
+    "register": "nxdi.models.registry",
 }
 
 

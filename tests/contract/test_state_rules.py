@@ -21,7 +21,7 @@ from torch.fx import Node
 from nxdi.config import OnDeviceSamplingConfig
 from nxdi.kernels.registry import platform
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
-from nxdi.models.decoder import NeuronBaseModel
+from nxdi.models.model_base import NeuronBaseModel
 from nxdi.models.registry import ARCHITECTURES
 from nxdi.modules.kvcache import contiguous
 from nxdi.modules.norm import RMSNorm

@@ -12,7 +12,7 @@ import torch
 
 from nxdi.graph.plan import GraphPlan
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
-from nxdi.models.decoder import NeuronBaseModel
+from nxdi.models.model_base import NeuronBaseModel
 from nxdi.modules.attention import NeuronAttentionBase
 from nxdi.modules.attention.attend import Attend
 from nxdi.modules.context import LayerContext

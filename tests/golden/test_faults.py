@@ -15,7 +15,7 @@ from nxdi.graph import padding
 from nxdi.graph.plan import GraphPlan, GraphSpec
 from nxdi.kernels.masks import Causal, SlidingWindow
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
-from nxdi.models.decoder import NeuronBaseModel
+from nxdi.models.model_base import NeuronBaseModel
 from nxdi.modules import rope
 from nxdi.modules.kvcache.window import WindowCache
 from nxdi.parallel_layers import collectives, layers

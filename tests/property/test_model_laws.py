@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nxdi.graph import padding
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
-from nxdi.models.decoder import NeuronBaseModel
+from nxdi.models.model_base import NeuronBaseModel
 from nxdi.modules.attention import NeuronAttentionBase
 from nxdi.modules.kvcache import ContiguousCache, WindowCache, contiguous
 from nxdi.parallel_layers import mappings

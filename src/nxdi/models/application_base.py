@@ -25,7 +25,13 @@ from nxdi.runtime.checkpoint import find_checkpoint, read_checkpoint
 from nxdi.runtime.files import locked
 from nxdi.runtime.fingerprint import code_version
 from nxdi.runtime.runner import Runner
-from nxdi.runtime.weights import check_weights, cut_for_rank, model_tensors
+from nxdi.runtime.weights import (
+    check_weights,
+    cut_for_rank,
+    invoke_preshard_hooks,
+    model_tensors,
+    without_memory,
+)
 from nxdi.types import Phase
 
 # Computed by the library itself, or derived by every model: never an error when a checkpoint brings
@@ -69,7 +75,17 @@ class NeuronApplicationBase:
         self.model_path = Artifact(self.model_path).weights_source()
         return config
 
-    # Weights. The three hooks below are NxDI's; most models need none of them.
+    # Weights. The hooks below are NxDI's; most models need none of them.
+
+    @staticmethod
+    def load_hf_model(model_path: str | PathLike[str], **kwargs: Any) -> nn.Module:
+        """The model as transformers has it: the reference of the accuracy tools."""
+        from transformers import AutoModelForCausalLM
+
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+            model_path, trust_remote_code=False, **kwargs
+        )
+        return model
 
     @staticmethod
     def convert_hf_to_neuron_state_dict(
@@ -102,16 +118,22 @@ class NeuronApplicationBase:
 
         Raises: WeightError listing everything that does not fit.
         """
-        wanted = model_tensors(self.build(Phase.DECODE))
-        full = self.get_state_dict()
-        check_weights(wanted, full)
+        wanted, full = self._checked_weights()
         return [cut_for_rank(wanted, full, rank) for rank in ranks]
+
+    def _checked_weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The tensors the model wants, and those of the full checkpoint, which fit."""
+        model, full = self.build(Phase.DECODE), self.get_state_dict()
+        invoke_preshard_hooks(model, full)
+        wanted = model_tensors(model)
+        check_weights(wanted, full)
+        return wanted, full
 
     # Building.
 
     def build(self, phase: Phase) -> nn.Module:
         """The module of one phase with one rank's shapes, on the meta device: without memory."""
-        with torch.device("meta"), tensor_parallel(self.neuron_config.tp_degree):
+        with without_memory(), tensor_parallel(self.neuron_config.tp_degree):
             return type(self)._model_cls(self._config_for(phase)).eval()
 
     def _config_for(self, phase: Phase) -> InferenceConfig:
@@ -129,6 +151,10 @@ class NeuronApplicationBase:
             return self.build(phase)  # type: ignore[return-value]  # NeuronBaseModel has that form
 
         return Program(build, self.plan, self.neuron_config.compute_dtype)
+
+    def get_compiler_args(self) -> str | None:
+        """Arguments of the Neuron compiler; None: those chosen for each graph."""
+        return None
 
     # Compile and load.
 
@@ -150,7 +176,7 @@ class NeuronApplicationBase:
         def compile_here() -> None:
             if not is_needed():
                 return
-            check_weights(model_tensors(self.build(Phase.DECODE)), self.get_state_dict())
+            self._checked_weights()
             with locked(path):
                 if is_needed():  # nobody compiled while we waited
                     Artifact(path).write(self, progress)

@@ -1,4 +1,4 @@
-"""NeuronBaseModel: the traced forward of a decoder, from token ids to logits or tokens."""
+"""Decoder: one step of a language model, from token ids to logits or tokens, as it is traced."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import Tensor, nn
 
 from nxdi.config import InferenceConfig
 from nxdi.graph.plan import GraphSpec
-from nxdi.modules.context import StepContext
+from nxdi.modules.context import LayerContext, StepContext
 from nxdi.modules.kvcache.spec import CacheState, KVCacheLayout
 from nxdi.modules.sampling import make_sampler
 from nxdi.modules.sequence import SequenceGather
+from nxdi.parallel_layers.mappings import gather_from_tensor_model_parallel_region_with_dim
 
 _TENSORS_PER_LAYER = len(CacheState._fields)
 
 
-class NeuronBaseModel(nn.Module):
-    """A decoder: embed, layers, norm, lm_head, sampler.
+class Decoder(nn.Module):
+    """Embed, layers, norm, lm_head, sampler.
 
-    A subclass builds `embed_tokens`, `layers`, `norm` and `lm_head` in `init_model`. A layer is
-    called as `layer(x, ctx=...)` with x [B, S, hidden_size] and returns the same shape; its
-    attention has a `cache_layout`. The model is pure: caches come in as tensors and go out as new
-    tensors.
+    A subclass builds `embed_tokens`, `layers`, `norm` and `lm_head` in `init_model`. A layer maps
+    x [B, S, hidden_size] to the same shape; its attention has a `cache_layout`. The model is pure:
+    caches come in as tensors and go out as new tensors.
     """
 
     embed_tokens: nn.Module
@@ -35,12 +35,12 @@ class NeuronBaseModel(nn.Module):
     def __init__(self, config: InferenceConfig) -> None:
         super().__init__()
         self.config, self.neuron_config = config, config.neuron_config
-        self.setup_attr_for_model(config)
-        self.init_model(config)
         sampling = self.neuron_config.on_device_sampling_config
-        self.sampler = None if sampling is None else make_sampler(sampling)
         self.output_logits = sampling is None or self.neuron_config.output_logits
         self.gather = SequenceGather(self.neuron_config.sequence_parallel_enabled)
+        self.setup_attr_for_model(config)
+        self.init_model(config)
+        self.sampler = None if sampling is None else make_sampler(sampling)
 
     def setup_attr_for_model(self, config: InferenceConfig) -> None:
         """Set the attributes NxDI models set here; a port may override or extend this."""
@@ -59,19 +59,24 @@ class NeuronBaseModel(nn.Module):
         """Build the modules. Raises: TypeError unless a subclass defines it."""
         raise TypeError(f"{type(self).__name__} must define init_model")
 
-    def forward(
+    def step(
         self, spec: GraphSpec, inputs: Mapping[str, Tensor], caches: Sequence[Tensor]
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """One step of graph `spec`.
+        """One step of graph `spec`: the outputs by name, and the caches after it.
 
         Shapes: inputs as `spec` declares; caches flat, as `cache_shapes` says.
         """
         ctx = self._context(spec, inputs, caches)
         x = self.embed(inputs)
         for index, layer in enumerate(self.layers):
-            x = layer(x, ctx=ctx.at(index))
+            x = self.call_layer(layer, x, ctx.at(index))
         outputs = self.head(self.last_hidden(x, inputs), inputs)
-        return outputs, [tensor for state in ctx.new_states() for tensor in state]
+        return outputs, flat(ctx.new_states())
+
+    def call_layer(self, layer: nn.Module, x: Tensor, ctx: LayerContext) -> Tensor:
+        """One layer. [B, S, hidden_size] -> same."""
+        out: Tensor = layer(x, ctx=ctx)
+        return out
 
     def embed(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Token ids [B, S] -> activations [B, S, hidden_size] in the compute dtype."""
@@ -88,8 +93,8 @@ class NeuronBaseModel(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """One layer with its own caches: a piece that a backend may compile once for all alike."""
         ctx = self._context(spec, inputs, caches)
-        x = layer(x, ctx=ctx.at(0))
-        return x, list(ctx.new_states()[0])
+        x = self.call_layer(layer, x, ctx.at(0))
+        return x, flat(ctx.new_states())
 
     def last_hidden(self, x: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         """The activations of each row's last real token. [B, S, hidden] -> [B, 1, hidden]."""
@@ -99,11 +104,18 @@ class NeuronBaseModel(nn.Module):
         return torch.gather(x, 1, index)
 
     def head(self, x: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The outputs the config asks for.
+        """The outputs the config asks for, from activations as the last layer leaves them.
 
         Shapes: x [B, 1, hidden_size] -> tokens int32 [B], logits float32 [B, vocab_size].
         """
-        logits = self.lm_head(self.norm(x)).squeeze(1).float()
+        return self.outputs(self.logits(self.norm(x)), inputs)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Normalised activations [B, 1, hidden_size] -> float32 [B, vocab_size]."""
+        return self._whole_vocabulary(self.lm_head(x)).squeeze(1).float()
+
+    def outputs(self, logits: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the graph returns, by name. logits [B, vocab_size]."""
         outputs = {"logits": logits} if self.output_logits else {}
         if self.sampler is not None:
             outputs["tokens"] = self.sampler(
@@ -111,10 +123,17 @@ class NeuronBaseModel(nn.Module):
             )
         return outputs
 
+    def _whole_vocabulary(self, logits: Tensor) -> Tensor:
+        """The logits of all ranks, without those of padding, whatever lm_head leaves."""
+        vocab_size = self.config.vocab_size
+        if logits.shape[-1] < vocab_size:
+            logits = gather_from_tensor_model_parallel_region_with_dim(logits, -1)
+        return logits[..., :vocab_size]
+
     @property
     def composes(self) -> bool:
-        """Whether `forward` is the one above, so that its pieces may be compiled apart."""
-        return type(self).forward is NeuronBaseModel.forward
+        """Whether `step` is the one above, so that its pieces may be compiled apart."""
+        return type(self).step is Decoder.step
 
     def cache_layouts(self) -> list[KVCacheLayout]:
         """The cache layout of each layer, found on the module that has one."""
@@ -141,3 +160,8 @@ class NeuronBaseModel(nn.Module):
         return StepContext(
             spec.phase, inputs["position_ids"], inputs["seq_ids"], spec.length, states
         )
+
+
+def flat(states: Sequence[CacheState]) -> list[Tensor]:
+    """Caches as one list: keys then values, layer by layer."""
+    return [tensor for state in states for tensor in state]

@@ -1,15 +1,20 @@
 """What one step hands to its layers: phase, positions and each layer's cache.
 
-Layers hold no step state.
+Layers hold no step state. They are given their context as `ctx`; layers written for NxDI do not
+pass it on, so their attention asks for the context of the step that is running.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from nxdi.errors import ConfigError
 from nxdi.kernels.masks import MaskPolicy
 from nxdi.modules.kvcache.spec import Attended, CacheState, KVCacheLayout, StepPositions
 from nxdi.types import Phase
@@ -65,6 +70,19 @@ class LayerContext:
         )
         return attended
 
+    def past(self) -> tuple[Tensor, Tensor]:
+        """This layer's keys and values [B, N, L, D] as they are before it appends."""
+        batch, num_slots = self.position_ids.shape[0], self.step.num_slots
+        k, v = self.step.caches[self.layer]
+        return k[:batch, :, :num_slots], v[:batch, :, :num_slots]
+
+    def allowed_from_start(self, policy: MaskPolicy) -> Tensor:
+        """`allowed` for keys at positions 0, 1, ...: in prefill those of the step itself."""
+        if self.phase is Phase.PREFILL:
+            return self.allowed(policy, self.position_ids)
+        slots = torch.arange(self.step.num_slots, dtype=torch.int32)[None]
+        return self.allowed(policy, slots)
+
     def allowed(self, policy: MaskPolicy, key_positions: Tensor) -> Tensor:
         """Which keys each query may see, bool [B, S, L]; built once per step, policy and key range.
 
@@ -76,3 +94,30 @@ class LayerContext:
             mask = policy.allowed(self.position_ids, key_positions)
             self.step._masks[key] = mask | (self.position_ids < 0).unsqueeze(-1)
         return self.step._masks[key]
+
+
+FindContext = Callable[[nn.Module], LayerContext]
+_RUNNING: ContextVar[FindContext | None] = ContextVar("nxdi_running_step", default=None)
+
+
+@contextmanager
+def running(find_context: FindContext) -> Iterator[None]:
+    """Within the block, attention that is not given a context asks `find_context` for its own."""
+    token = _RUNNING.set(find_context)
+    try:
+        yield
+    finally:
+        _RUNNING.reset(token)
+
+
+def running_context(module: nn.Module) -> LayerContext:
+    """The context of the step that is running, as `module` sees it.
+
+    Raises: ConfigError outside a step.
+    """
+    find_context = _RUNNING.get()
+    if find_context is None:
+        raise ConfigError(
+            f"{type(module).__name__} was called outside a step of its model; pass ctx=ctx"
+        )
+    return find_context(module)

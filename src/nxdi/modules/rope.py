@@ -16,10 +16,11 @@ from nxdi.errors import ConfigError
 
 
 class RotaryEmbedding(nn.Module):
-    """Angles of each position as (cos, sin).
+    """Angles of each position as (cos, sin), and how they turn a head.
 
     Shapes: x (only its dtype counts), position_ids int [B, S] -> two [B, S, dim], the halves
-    repeated. Tables are computed in float32, as Hugging Face does.
+    repeated. Tables are computed in float32, as Hugging Face does. With `dim` below the size of a
+    head, only its first `dim` values are turned.
     """
 
     inv_freq: Tensor
@@ -35,9 +36,10 @@ class RotaryEmbedding(nn.Module):
         super().__init__()
         self.dim, self.max_position_embeddings, self.base = dim, max_position_embeddings, base
         self.attention_scaling = attention_scaling
-        # Real even when the model is built on the meta device: it is derived, not loaded.
         self.register_buffer(
-            "inv_freq", _plain(dim, base) if inv_freq is None else inv_freq, persistent=False
+            "inv_freq",
+            plain_frequencies(dim, base) if inv_freq is None else inv_freq,
+            persistent=False,
         )
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,10 +48,55 @@ class RotaryEmbedding(nn.Module):
         cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
         return cos.to(x.dtype), sin.to(x.dtype)
 
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Turn each head. Shapes: x [B, N, S, D]; cos, sin [B, S, dim] -> [B, N, S, D]."""
+        return apply_rotary(x, cos, sin)
 
-def _plain(dim: int, base: float) -> Tensor:
-    exponents = torch.arange(0, dim, 2, dtype=torch.int64, device="cpu").float() / dim
+
+class InterleavedRotaryEmbedding(RotaryEmbedding):
+    """Turns pairs of neighbours (x0, x1), (x2, x3), ... instead of the two halves of a head.
+
+    Source: arXiv:2104.09864 as written; GPT-J, GLM and Cohere.
+    """
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        angles = position_ids.unsqueeze(-1).float() * self.inv_freq
+        angles = angles.repeat_interleave(2, dim=-1)
+        cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+        return cos.to(x.dtype), sin.to(x.dtype)
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        turned, rest = x[..., : self.dim], x[..., self.dim :]
+        even, odd = turned.unflatten(-1, (-1, 2)).unbind(-1)
+        quarter_turn = torch.stack([-odd, even], dim=-1).flatten(-2)
+        turned = turned * cos.unsqueeze(1) + quarter_turn * sin.unsqueeze(1)
+        return torch.cat([turned, rest], dim=-1)
+
+
+Rotation = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def rotation_of(rotary_emb: nn.Module) -> Rotation:
+    """How a rotary embedding turns heads; one that is not ours turns halves."""
+    return rotary_emb.rotate if isinstance(rotary_emb, RotaryEmbedding) else apply_rotary
+
+
+def plain_frequencies(dim: int, base: float) -> Tensor:
+    """base ** (-2i / dim) for each pair i, float32 [dim / 2]."""
+    exponents = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
     return 1.0 / (base**exponents)
+
+
+def polar_frequencies(dim: int, theta: float, use_scaled: bool, position_ids: Tensor) -> Tensor:
+    """(cos, sin) of each pair's angle at each position, float32 [..., dim / 2, 2].
+
+    use_scaled: with the scaling of Llama 3.1.
+    """
+    frequencies = plain_frequencies(dim, theta)
+    if use_scaled:
+        frequencies = llama3_frequencies(frequencies, _LLAMA_3_1)
+    angles = position_ids.unsqueeze(-1).float() * frequencies
+    return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
 
 def _number(scaling: Mapping[str, Any], name: str) -> float:
@@ -67,7 +114,7 @@ def _linear(inv_freq: Tensor, scaling: Mapping[str, Any]) -> Tensor:
     return inv_freq / _number(scaling, "factor")
 
 
-def _llama3(inv_freq: Tensor, scaling: Mapping[str, Any]) -> Tensor:
+def llama3_frequencies(inv_freq: Tensor, scaling: Mapping[str, Any]) -> Tensor:
     """Stretch long waves by `factor`, keep short ones, interpolate between (arXiv:2407.21783)."""
     factor = _number(scaling, "factor")
     low, high = _number(scaling, "low_freq_factor"), _number(scaling, "high_freq_factor")
@@ -84,10 +131,16 @@ def _llama3(inv_freq: Tensor, scaling: Mapping[str, Any]) -> Tensor:
     return torch.where(is_between, between, stretched)
 
 
+_LLAMA_3_1 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 _SCALINGS: dict[str, Callable[[Tensor, Mapping[str, Any]], Tensor]] = {
     "default": _default,
     "linear": _linear,
-    "llama3": _llama3,
+    "llama3": llama3_frequencies,
 }
 
 
@@ -101,7 +154,7 @@ def rope_from_config(config: Any) -> RotaryEmbedding:
     kind = scaling.get("rope_type", scaling.get("type"))
     if kind not in _SCALINGS:
         raise ConfigError(f"rope type {kind!r} is not known; known are {sorted(_SCALINGS)}")
-    inv_freq = _SCALINGS[kind](_plain(config.head_dim, config.rope_theta), scaling)
+    inv_freq = _SCALINGS[kind](plain_frequencies(config.head_dim, config.rope_theta), scaling)
     return RotaryEmbedding(
         config.head_dim, config.max_position_embeddings, config.rope_theta, inv_freq
     )
@@ -114,5 +167,13 @@ def rotate_half(x: Tensor) -> Tensor:
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each head. Shapes: x [B, N, S, D]; cos, sin [B, S, D] -> [B, N, S, D]."""
-    return x * cos.unsqueeze(1) + rotate_half(x) * sin.unsqueeze(1)
+    """Turn the halves of each head's first `dim` values.
+
+    Shapes: x [B, N, S, D]; cos, sin [B, S, dim] -> [B, N, S, D].
+    """
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    dim = cos.shape[-1]
+    if dim == x.shape[-1]:
+        return x * cos + rotate_half(x) * sin
+    turned, rest = x[..., :dim], x[..., dim:]
+    return torch.cat([turned * cos + rotate_half(turned) * sin, rest], dim=-1)

@@ -239,7 +239,24 @@ class ParallelEmbedding(nn.Module):
         return mappings.reduce_from_tensor_model_parallel_region(x, self.group)
 
 
-def _refuse(cls: type, unsupported: dict[str, Any]) -> None:
+# NxD's further keywords, with the values that mean what is done anyway.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "stride": (1,),
+    "rank_ordering": (None,),
+    "keep_padded_output": (False,),
+    "pad_alignment_size_per_rank": (1,),
+    "reduce_dtype": (None, torch.float32),
+    "skip_bias_add": (False,),
+    "keep_master_weight": (False, True),
+    "device": (None,),
+    "init_method": (None,),
+}
+
+
+def _refuse(cls: type, given: dict[str, Any]) -> None:
+    unsupported = {
+        name for name, value in given.items() if value not in _NEUTRAL.get(name, ())
+    }
     if unsupported:
         raise UnsupportedError(
             f"{cls.__name__} does not take {sorted(unsupported)}; remove them from the call"

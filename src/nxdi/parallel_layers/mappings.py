@@ -57,6 +57,21 @@ def reduce_scatter_to_sequence_parallel_region(
     return y
 
 
+def scatter_to_sequence_parallel_region(
+    x: Tensor, sequence_dimension: int = 1, process_group: ProcessGroup | None = None
+) -> Tensor:
+    """Each rank's piece of a sequence that all ranks hold whole.
+
+    The maximum of equal copies, cut by a reduce-scatter: no index depends on the rank.
+    """
+    group = _group(process_group)
+    if group.size() == 1:
+        return x
+    dim = sequence_dimension % x.dim()
+    y: Tensor = torch.ops.nxdi.reduce_scatter(x, "max", dim, group.flat_mesh, group.size())
+    return y
+
+
 def all_to_all_in_tensor_model_parallel_region(
     x: Tensor, split_dim: int, concat_dim: int, process_group: ProcessGroup | None = None
 ) -> Tensor:
@@ -67,3 +82,7 @@ def all_to_all_in_tensor_model_parallel_region(
     dims = split_dim % x.dim(), concat_dim % x.dim()
     y: Tensor = torch.ops.nxdi.all_to_all(x, *dims, group.flat_mesh, group.size())
     return y
+
+
+# NxD's private name for the gather, which models import.
+_gather_along_dim = gather_from_tensor_model_parallel_region_with_dim

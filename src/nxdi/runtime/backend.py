@@ -24,7 +24,7 @@ class StepModule(Protocol):
 
     layers: nn.ModuleList
 
-    def __call__(
+    def step(
         self, spec: GraphSpec, inputs: Mapping[str, Tensor], caches: Sequence[Tensor]
     ) -> tuple[dict[str, Tensor], list[Tensor]]: ...
 

@@ -6,17 +6,18 @@ LlamaForCausalLM.
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from nxdi.config import InferenceConfig
-from nxdi.models.causal_lm import NeuronBaseForCausalLM
-from nxdi.models.decoder import NeuronBaseModel
+from nxdi.models.model_base import NeuronBaseForCausalLM, NeuronBaseModel
 from nxdi.modules.attention import NeuronAttentionBase
+from nxdi.modules.attention.utils import RotaryEmbedding
 from nxdi.modules.decoder_layer import PreNormDecoderLayer
 from nxdi.modules.embeddings import causal_lm_ends
 from nxdi.modules.mlp import GatedMLP
 from nxdi.modules.norm import RMSNorm
-from nxdi.modules.rope import rope_from_config
+from nxdi.modules.rope import llama3_frequencies, rope_from_config
 
 
 class LlamaInferenceConfig(InferenceConfig):
@@ -73,3 +74,57 @@ class NeuronLlamaModel(NeuronBaseModel):
 class NeuronLlamaForCausalLM(NeuronBaseForCausalLM):
     _model_cls = NeuronLlamaModel
     _config_cls = LlamaInferenceConfig
+
+
+# Names that models written for NxDI import from here.
+
+
+class NeuronLlamaMLP(GatedMLP):
+    """The gated MLP as NxDI's layers call it: with a norm to fuse, and a pair as its result."""
+
+    def __init__(self, config: InferenceConfig) -> None:
+        super().__init__(config, bias=getattr(config, "mlp_bias", False))
+        neuron = config.neuron_config
+        # A layer that leaves its norm to NxDI's fused kernel hands it over instead of applying it.
+        self.applies_norm = bool(neuron.mlp_kernel_enabled and not neuron.sequence_parallel_enabled)
+
+    def forward(  # type: ignore[override]  # NxDI's form: the pair, where GatedMLP has one tensor
+        self,
+        x: Tensor,
+        rmsnorm: nn.Module | None = None,
+        residual: Tensor | None = None,
+        adapter_ids: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        if rmsnorm is not None and self.applies_norm:
+            x = rmsnorm(x)
+        return super().forward(x), residual
+
+
+class Llama3RotaryEmbedding(RotaryEmbedding):
+    """Rotary angles with the frequency scaling of Llama 3.1, by NxDI's constructor."""
+
+    def __init__(  # noqa: PLR0913  NxDI's keywords
+        self,
+        dim: int,
+        max_position_embeddings: int = 131072,
+        base: float = 500000.0,
+        factor: float = 8.0,
+        low_freq_factor: float = 1.0,
+        high_freq_factor: float = 4.0,
+        original_max_position_embeddings: int = 8192,
+    ) -> None:
+        super().__init__(dim, max_position_embeddings, base)
+        self.scaling = {
+            "factor": factor,
+            "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor,
+            "original_max_position_embeddings": original_max_position_embeddings,
+        }
+
+    def get_inv_freqs(self, device: torch.device | None = None) -> Tensor:
+        return llama3_frequencies(super().get_inv_freqs(), self.scaling)
+
+
+def get_rmsnorm_cls() -> type[nn.Module]:
+    """The RMSNorm of this library, on every device."""
+    return RMSNorm

@@ -8,9 +8,8 @@ from __future__ import annotations
 from torch import nn
 
 from nxdi.config import InferenceConfig
-from nxdi.models.causal_lm import NeuronBaseForCausalLM
-from nxdi.models.decoder import NeuronBaseModel
 from nxdi.models.llama.modeling_llama import LlamaInferenceConfig
+from nxdi.models.model_base import NeuronBaseForCausalLM, NeuronBaseModel
 from nxdi.modules.attention import NeuronAttentionBase
 from nxdi.modules.decoder_layer import PreNormDecoderLayer
 from nxdi.modules.embeddings import causal_lm_ends

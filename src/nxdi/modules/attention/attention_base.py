@@ -1,7 +1,8 @@
-"""Grouped-query attention in six steps: project, split_heads, position, append, attend, merge.
+"""Grouped-query attention in steps: qkv_proj, split_heads, rotate, append, attend, o_proj.
 
-Variation is held by objects chosen in the constructor (mask, rotary embedding, q/k norm, sinks,
-cache layout); forward asks nothing again.
+Variation is held by objects chosen in the constructor (mask, rotary embedding, head norms, sinks,
+cache layout); forward asks nothing again. The class takes the calls that layers written for NxDI
+make, and calls the hooks that such models override: `prep_qkv_tensors`, `apply_rotary_embedding`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +19,13 @@ from nxdi.config import InferenceConfig
 from nxdi.errors import ConfigError
 from nxdi.kernels.masks import Causal, MaskPolicy, SlidingWindow
 from nxdi.modules.attention.attend import Attend
-from nxdi.modules.context import LayerContext
+from nxdi.modules.attention.nxdi_keywords import NxdiKeywords
+from nxdi.modules.attention.projections import OutputProjection, QKVProjection, rename_projections
+from nxdi.modules.attention.utils import apply_rotary_polar_compatible, move_heads_front
+from nxdi.modules.context import LayerContext, running_context
 from nxdi.modules.kvcache import ContiguousCache, KVCacheLayout, WindowCache
-from nxdi.modules.rope import RotaryEmbedding, apply_rotary
-from nxdi.modules.sequence import SequenceGather
-from nxdi.parallel_layers.layers import ColumnParallelLinear, RowParallelLinear
-from nxdi.parallel_layers.parallel_state import get_tensor_model_parallel_size
+from nxdi.modules.rope import polar_frequencies, rotation_of
+from nxdi.parallel_layers.parallel_state import get_tensor_model_parallel_group
 from nxdi.parallel_layers.sharding import HeadShard, plan_heads, set_shard
 
 
@@ -30,7 +33,8 @@ from nxdi.parallel_layers.sharding import HeadShard, plan_heads, set_shard
 class AttentionOutput:
     """Result of an attention module.
 
-    Unpacks to four, as NxDI's does: the cache travels in the context instead.
+    Unpacks to four, as NxDI's does. The cache travels in the context; `present_key_value` holds
+    the new keys and values [B, N, S, D] only.
     """
 
     hidden_states: Tensor
@@ -38,7 +42,7 @@ class AttentionOutput:
     cos_cache: Tensor | None = None
     sin_cache: Tensor | None = None
 
-    def __iter__(self) -> Iterator[object]:
+    def __iter__(self) -> Iterator[Any]:
         return iter((self.hidden_states, self.present_key_value, self.cos_cache, self.sin_cache))
 
 
@@ -47,10 +51,15 @@ class NeuronAttentionBase(nn.Module):
 
     Shapes: hidden_states [B, S, hidden_size] -> AttentionOutput of the same (S / tp with sequence
     parallelism). `num_heads` and `num_key_value_heads` are per rank after construction; head counts
-    that do not divide are padded. `scale` multiplies QK^T (default head_dim ** -0.5);
-    `softmax_scale` is NxDI's spelling, a divisor. `qk_norm` maps (q, k) [B, N, S, D] to the same;
-    `num_sinks` is 0 or 1 learned extra logit per head.
-    Raises: ConfigError for contradictory keywords.
+    that do not divide are padded.
+
+    rotary_emb: (x, position_ids) -> (cos, sin), or None for no rotary positions.
+    q_layernorm, k_layernorm: norms of the heads [B, S, N, D], before the rotary embedding.
+    scale: multiplies QK^T (default head_dim ** -0.5); `softmax_scale` is NxDI's spelling, a
+    divisor.
+    has_sinks: one learned extra logit per head.
+    nxdi: NxDI's other keywords, see `nxdi_keywords`.
+    Raises: ConfigError for contradictory or unknown keywords.
     """
 
     def __init__(  # noqa: PLR0913  NxDI's keywords
@@ -61,61 +70,77 @@ class NeuronAttentionBase(nn.Module):
         num_attention_heads: int,
         num_key_value_heads: int,
         head_dim: int | None = None,
-        rotary_emb: RotaryEmbedding | None = None,
+        rotary_emb: nn.Module | None = None,
         qkv_bias: bool = False,
         o_bias: bool = False,
         sliding_window: int | None = None,
-        qk_norm: nn.Module | None = None,
+        q_layernorm: nn.Module | None = None,
+        k_layernorm: nn.Module | None = None,
         scale: float | None = None,
-        softmax_scale: float | None = None,
         softcap: float | None = None,
         has_sinks: bool = False,
+        **nxdi: Any,
     ) -> None:
         super().__init__()
+        given = NxdiKeywords.read(nxdi, config.neuron_config)
         self.config, self.neuron_config = config, config.neuron_config
-        self.hidden_size = hidden_size
+        self.hidden_size, self.rotary_emb = hidden_size, rotary_emb
         self.head_dim = head_dim or hidden_size // num_attention_heads
-        self.tp_degree = get_tensor_model_parallel_size()
-        self.layout = plan_heads(num_attention_heads, num_key_value_heads, self.tp_degree)
-        self.num_heads, self.num_key_value_heads = (
-            self.layout.num_q_per_rank,
-            self.layout.num_kv_per_rank,
-        )
-        self.rotary_emb, self.qk_norm = rotary_emb, qk_norm
-        self.attend = Attend(_mask(sliding_window), self._scale(scale, softmax_scale), softcap)
+        self.q_layernorm, self.k_layernorm = q_layernorm, k_layernorm
+        self.post_transpose_layernorm = given.post_transpose_layernorm
+        self.rope_theta, self.use_scaled_rope = given.rope_theta, given.use_scaled_rope
+        self.rms_norm_eps, self.sliding_window = given.rms_norm_eps, sliding_window
+        self._init_heads(num_attention_heads, num_key_value_heads)
+        mask: MaskPolicy = Causal() if sliding_window is None else SlidingWindow(sliding_window)
+        self.attend = Attend(mask, self._scale(scale, given.softmax_scale), softcap)
         self.cache_layout = self._cache_layout(sliding_window)
-        self.gather = SequenceGather(self.neuron_config.sequence_parallel_enabled)
-        q_shard = HeadShard(0, self.layout.q, self.head_dim, num_attention_heads)
-        kv_shard = HeadShard(0, self.layout.kv, self.head_dim, num_key_value_heads)
-        self.q_proj = self._column(q_shard, self.num_heads, qkv_bias)
-        self.k_proj = self._column(kv_shard, self.num_key_value_heads, qkv_bias)
-        self.v_proj = self._column(kv_shard, self.num_key_value_heads, qkv_bias)
-        self.o_proj = RowParallelLinear(
+        self._init_projections(qkv_bias, o_bias, given)
+        self.sinks = self._sinks() if has_sinks or given.learned_sinks_size else None
+
+    def _init_heads(self, num_attention_heads: int, num_key_value_heads: int) -> None:
+        self.tensor_model_parallel_group = get_tensor_model_parallel_group()
+        self.tp_degree = self.tensor_model_parallel_group.size()
+        self.cp_degree = 1
+        self.torch_dtype = self.neuron_config.torch_dtype
+        self.num_attention_heads = num_attention_heads
+        self.layout = plan_heads(num_attention_heads, num_key_value_heads, self.tp_degree)
+        self.num_heads = self.layout.num_q_per_rank
+        self.num_key_value_heads = self.layout.num_kv_per_rank
+        self.num_key_value_groups = self.num_heads // self.num_key_value_heads
+        # Rows of q, k and v in a full checkpoint.
+        q_size, kv_size = num_attention_heads * self.head_dim, num_key_value_heads * self.head_dim
+        self._projection_sizes = (q_size, kv_size, kv_size)
+
+    def _init_projections(self, qkv_bias: bool, o_bias: bool, given: NxdiKeywords) -> None:
+        neuron, kv_size = self.neuron_config, self._projection_sizes[1]
+        self.sequence_parallel_enabled = neuron.sequence_parallel_enabled
+        self.qkv_proj_sp_enabled = self.sequence_parallel_enabled
+        self.qkv_proj = QKVProjection(
+            neuron,
+            hidden_size=self.hidden_size,
+            head_dim=self.head_dim,
+            layout=self.layout,
+            num_heads=self.num_attention_heads,
+            num_key_value_heads=kv_size // self.head_dim,
+            bias=qkv_bias,
+            clip=given.clip_qkv,
+        )
+        self._o_proj_name = given.o_proj_layer_name
+        self.o_proj = OutputProjection(
             self.tp_degree * self.num_heads * self.head_dim,
-            hidden_size,
+            self.hidden_size,
             o_bias,
             input_is_parallel=True,
-            dtype=self.neuron_config.torch_dtype,
-            sequence_parallel_enabled=self.neuron_config.sequence_parallel_enabled,
-            shard=HeadShard(1, self.layout.q, self.head_dim, num_attention_heads),
-        )
-        self.sinks = self._sinks(num_attention_heads) if has_sinks else None
-
-    def _column(self, shard: HeadShard, heads_per_rank: int, bias: bool) -> ColumnParallelLinear:
-        return ColumnParallelLinear(
-            self.hidden_size,
-            self.tp_degree * heads_per_rank * self.head_dim,
-            bias,
-            gather_output=False,
-            dtype=self.neuron_config.torch_dtype,
-            shard=shard,
+            dtype=self.torch_dtype,
+            sequence_parallel_enabled=self.sequence_parallel_enabled,
+            shard=HeadShard(1, self.layout.q, self.head_dim, self.num_attention_heads),
         )
 
-    def _sinks(self, num_attention_heads: int) -> nn.Parameter:
+    def _sinks(self) -> nn.Parameter:
         sinks = nn.Parameter(
-            torch.empty(self.num_heads, dtype=self.neuron_config.torch_dtype), requires_grad=False
+            torch.empty(self.num_heads, dtype=self.torch_dtype), requires_grad=False
         )
-        set_shard(sinks, HeadShard(0, self.layout.q, 1, num_attention_heads))
+        set_shard(sinks, HeadShard(0, self.layout.q, 1, self.num_attention_heads))
         return sinks
 
     def _scale(self, scale: float | None, softmax_scale: float | None) -> float:
@@ -134,35 +159,134 @@ class NeuronAttentionBase(nn.Module):
             return WindowCache(self.num_key_value_heads, sliding_window, self.head_dim)
         return ContiguousCache(self.num_key_value_heads, max_len, self.head_dim)
 
-    def forward(self, hidden_states: Tensor, *, ctx: LayerContext) -> AttentionOutput:
-        q, k, v = self.split_heads(*self.project(self.gather(hidden_states)))
-        q, k = self.position(q, k, ctx)
+    def preshard_hook(self, model_state_dict: dict[str, Tensor], prefix: str) -> None:
+        """Rename this module's tensors in a full checkpoint; prefix: its path plus "weight"."""
+        rename_projections(
+            model_state_dict,
+            prefix.removesuffix("weight"),
+            self._projection_sizes,
+            self._o_proj_name,
+        )
+
+    def get_qkv_proj(self) -> QKVProjection:
+        return self.qkv_proj
+
+    def get_o_proj(self) -> OutputProjection:
+        return self.o_proj
+
+    def forward(  # noqa: PLR0913  NxDI's order
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_value: Any = None,
+        active_mask: Tensor | None = None,
+        adapter_ids: Tensor | None = None,
+        cos_cache: Tensor | None = None,
+        sin_cache: Tensor | None = None,
+        rmsnorm: nn.Module | None = None,
+        rotary_position_ids: Tensor | None = None,
+        *,
+        residual: Tensor | None = None,
+        use_polar_compatible_rope: bool = False,
+        ctx: LayerContext | None = None,
+        **ignored: Any,
+    ) -> AttentionOutput:
+        """Attend. Masks and the cache come from `ctx`, or from the step that is running.
+
+        position_ids, rotary_position_ids: what the rotary embedding turns by, if not the step's
+        own positions. The other arguments of NxDI's call carry nothing that is not known here.
+        """
+        ctx = ctx if ctx is not None else running_context(self)
+        positions = rotary_position_ids if rotary_position_ids is not None else position_ids
+        q, k, v, cos, sin, _ = self.prep_qkv_tensors(
+            positions if positions is not None else ctx.position_ids,
+            hidden_states,
+            past_key_value,
+            adapter_ids=adapter_ids,
+            cos_cache=cos_cache,
+            sin_cache=sin_cache,
+            rmsnorm=rmsnorm,
+            residual=residual,
+            use_polar_compatible_rope=use_polar_compatible_rope,
+        )
         attended = ctx.append(self.cache_layout, k, v)
         out = self.attend(q, attended, self.sinks, ctx)
-        return AttentionOutput(self.merge_and_project(out))
+        return AttentionOutput(self.merge_and_project(out), (k, v), cos, sin)
 
-    def project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, S, hidden] -> q [B, S, N_q * D], k and v [B, S, N_kv * D] of this rank."""
-        return self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
+    def prep_qkv_tensors(  # noqa: PLR0913  NxDI's order
+        self,
+        position_ids: Tensor,
+        hidden_states: Tensor,
+        past_key_value: Any = None,
+        adapter_ids: Tensor | None = None,
+        cos_cache: Tensor | None = None,
+        sin_cache: Tensor | None = None,
+        rmsnorm: nn.Module | None = None,
+        skip_rope: bool = False,
+        residual: Tensor | None = None,
+        use_polar_compatible_rope: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """Project, split into heads, normalise, turn by position.
 
-    def split_heads(self, *projections: Tensor) -> tuple[Tensor, ...]:
-        """Each [B, S, N * D] -> [B, N, S, D]."""
-        return tuple(x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in projections)
+        Returns: q [B, N_q, S, D], k and v [B, N_kv, S, D], cos, sin, residual.
+        """
+        q, k, v, residual = self.get_qkv_proj()(
+            hidden_states=hidden_states, rmsnorm=rmsnorm, adapter_ids=adapter_ids, residual=residual
+        )
+        q, k, v = self.split_heads(q, k, v)
+        if not skip_rope:
+            q, k, cos_cache, sin_cache = self.apply_rotary_embedding(
+                q, k, v, position_ids, cos_cache, sin_cache, use_polar_compatible_rope
+            )
+        return q, k, v, cos_cache, sin_cache, residual
 
-    def position(self, q: Tensor, k: Tensor, ctx: LayerContext) -> tuple[Tensor, Tensor]:
-        """Normalise heads and turn them by their positions. [B, N, S, D] -> same."""
-        if self.qk_norm is not None:
-            q, k = self.qk_norm(q, k)
+    def split_heads(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Each [B, S, N * D] -> [B, N, S, D]; q and k through their norms."""
+
+        def split(x: Tensor, num_heads: int, norm: nn.Module | None) -> Tensor:
+            batch, length = x.shape[:2]
+            after = self.post_transpose_layernorm
+            return move_heads_front(x, batch, length, num_heads, self.head_dim, norm, after)
+
+        return (
+            split(q, self.num_heads, self.q_layernorm),
+            split(k, self.num_key_value_heads, self.k_layernorm),
+            split(v, self.num_key_value_heads, None),
+        )
+
+    def apply_rotary_embedding(
+        self,
+        Q: Tensor,
+        K: Tensor,
+        V: Tensor,
+        position_ids: Tensor,
+        cos_cache: Tensor | None,
+        sin_cache: Tensor | None,
+        use_polar_compatible_rope: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Turn q and k [B, N, S, D] by their positions [B, S]; also the angles, for a next layer.
+
+        use_polar_compatible_rope: pairs of neighbours are turned, as in Meta's own Llama.
+        """
+        if use_polar_compatible_rope:
+            theta = self.rope_theta or 10000.0
+            freqs = polar_frequencies(self.head_dim, theta, self.use_scaled_rope, position_ids)
+            q, k = apply_rotary_polar_compatible(Q.transpose(1, 2), K.transpose(1, 2), freqs)
+            return q.transpose(1, 2), k.transpose(1, 2), cos_cache, sin_cache
         if self.rotary_emb is None:
-            return q, k
-        cos, sin = self.rotary_emb(q, ctx.position_ids)
-        return apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
+            return Q, K, cos_cache, sin_cache
+        if cos_cache is None or sin_cache is None:
+            cos_cache, sin_cache = self.rotary_emb(V, position_ids)
+        rotate = rotation_of(self.rotary_emb)
+        return (
+            rotate(Q, cos_cache, sin_cache),
+            rotate(K, cos_cache, sin_cache),
+            cos_cache,
+            sin_cache,
+        )
 
     def merge_and_project(self, out: Tensor) -> Tensor:
         """[B, N, S, D] -> [B, S, hidden]."""
-        projected: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
+        projected: Tensor = self.get_o_proj()(out.transpose(1, 2).flatten(2))
         return projected
-
-
-def _mask(sliding_window: int | None) -> MaskPolicy:
-    return Causal() if sliding_window is None else SlidingWindow(sliding_window)

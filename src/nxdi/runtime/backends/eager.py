@@ -21,12 +21,12 @@ class EagerRank:
     """Runs one rank's modules directly."""
 
     def __init__(self, modules: Mapping[Phase, StepModule], caches: list[Tensor]) -> None:
-        self._modules = modules
+        self.modules = modules
         self.caches = caches
 
     def __call__(self, spec: GraphSpec, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.no_grad(), platform("generic"):
-            outputs, new = self._modules[spec.phase](spec, inputs, self.caches)
+            outputs, new = self.modules[spec.phase].step(spec, inputs, self.caches)
             self.caches[:] = new
         return outputs
 

@@ -8,6 +8,7 @@ compiler: they run as they are.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,7 +86,7 @@ class Piece(nn.Module):
 def plan_parts(model: StepModule, spec: GraphSpec) -> list[Part]:
     """The calls that make up one step of `spec`, in order.
 
-    A model whose forward is its own is one part.
+    A model whose step is its own is one part.
     """
     shapes = model.cache_shapes()
     if not model.composes:
@@ -149,7 +150,7 @@ def _whole(model: StepModule, spec: GraphSpec) -> StepFunction:
     def run(
         leading: Sequence[Tensor], inputs: Mapping[str, Tensor], caches: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        outputs, new = model(spec, inputs, caches)
+        outputs, new = model.step(spec, inputs, caches)
         return [outputs[name] for name in spec.outputs], new
 
     return run
@@ -173,6 +174,8 @@ def structure(module: nn.Module) -> object:
 
 
 def _described(value: object) -> str:
+    if isinstance(value, Tensor):  # its repr leaves out the middle
+        return hashlib.sha256(value.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
     if isinstance(value, (list, tuple)):
         return f"{type(value).__name__}({', '.join(_described(item) for item in value)})"
     if isinstance(value, dict):

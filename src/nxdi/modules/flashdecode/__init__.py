@@ -1,0 +1,1 @@
+"""Names of NxDI's flash decoding that models import."""
