@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from nxdi._version import __version__
+from nxdi.absent import explain_absent_modules
 from nxdi.errors import (
     ArtifactError,
     BucketError,
@@ -50,6 +51,8 @@ _LAZY_HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "parallel_layers":  # a port may use it through its root alone
+        return import_module("nxdi.parallel_layers")
     if name in _LAZY_HOMES:
         return getattr(import_module(_LAZY_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -57,3 +60,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+explain_absent_modules()

@@ -15,11 +15,11 @@ OWN = {"backend"}
 
 _SUPPORTED = """
     allow_input_truncation attn_cls backend batch_size context_encoding_buckets ctx_batch_size
-    enable_bucketing kv_cache_batch_size max_batch_size max_context_length max_length
-    max_new_tokens on_cpu on_device_sampling_config output_logits overrides_torch_dtype
-    padding_side save_sharded_checkpoint seq_len sequence_parallel_enabled skip_warmup
-    tkg_batch_size token_generation_batches token_generation_buckets torch_dtype tp_degree
-    vocab_parallel
+    enable_bucketing kv_cache_batch_size local_ranks_size max_batch_size max_context_length
+    max_length max_new_tokens on_cpu on_device_sampling_config output_logits
+    overrides_torch_dtype padding_side save_sharded_checkpoint seq_len sequence_parallel_enabled
+    skip_warmup start_rank_id tkg_batch_size token_generation_batches token_generation_buckets
+    torch_dtype tp_degree vocab_parallel world_size
 """
 
 _NO_OP = """
@@ -27,18 +27,22 @@ _NO_OP = """
     attn_block_tkg_nki_kernel_cascaded_attention attn_block_tkg_nki_kernel_disable_gpsimd_sb2sb
     attn_block_tkg_nki_kernel_enabled attn_block_tkg_nki_kernel_use_online_softmax
     attn_kernel_enabled attn_tkg_builtin_kernel_enabled attn_tkg_nki_kernel_enabled
-    bucket_n_active_tokens buckets cc_pipeline_tiling_factor disable_argmax_kernel
-    disable_kv_cache_tiling disable_numeric_cc_token dma_order_config enable_cte_modular_flow
-    enable_output_completion_notifications enable_spill_reload_dge ep_dispatch_cc_option
+    bucket_n_active_tokens buckets disable_argmax_kernel disable_kv_cache_tiling
+    disable_numeric_cc_token enable_cte_modular_flow ep_dispatch_cc_option
     expert_mlp_nki_kernel_enabled fused_qkv k_cache_transposed kv_cache_padding_size
-    layer_boundary_markers lm_head_pad lm_head_pad_alignment_size logical_nc_config
-    logical_neuron_cores mlp_kernel_enabled mlp_kernel_fuse_residual_add
-    mlp_tkg_nki_kernel_enabled moe_fused_nki_kernel_enabled n_active_tokens n_positions
-    out_proj_kernel_enabled pre_rope_rmsnorm qkv_cte_nki_kernel_fuse_rope qkv_kernel_enabled
-    qkv_kernel_fuse_residual_add qkv_kernel_nbsd_layout qkv_nki_kernel_enabled
-    router_topk_nki_kernel_enabled scratchpad_page_size seq_len_threshold_for_cc_tiling
-    shared_mlp_nki_kernel_enabled strided_context_parallel_kernel_enabled switch_cc target
-    weight_gather_seq_len_threshold weights_to_skip_layout_optimization
+    layer_boundary_markers lm_head_pad lm_head_pad_alignment_size mlp_kernel_enabled
+    mlp_kernel_fuse_residual_add mlp_tkg_nki_kernel_enabled moe_fused_nki_kernel_enabled
+    n_active_tokens n_positions out_proj_kernel_enabled pre_rope_rmsnorm
+    qkv_cte_nki_kernel_fuse_rope qkv_kernel_enabled qkv_kernel_fuse_residual_add
+    qkv_kernel_nbsd_layout qkv_nki_kernel_enabled router_topk_nki_kernel_enabled
+    seq_len_threshold_for_cc_tiling shared_mlp_nki_kernel_enabled
+    strided_context_parallel_kernel_enabled switch_cc weight_gather_seq_len_threshold
+    weights_to_skip_layout_optimization
+"""
+
+_DEVICE = """
+    cc_pipeline_tiling_factor dma_order_config enable_output_completion_notifications
+    enable_spill_reload_dge logical_nc_config logical_neuron_cores scratchpad_page_size target
 """
 
 _REFUSED = """
@@ -48,18 +52,19 @@ _REFUSED = """
     enable_fused_speculation enable_ve_data_parallel ep_degree flash_decoding_enabled
     fused_rmsnorm_skip_gamma is_block_kv_layout is_continuous_batching is_eagle3 is_eagle_draft
     is_full_model_shuffled is_medusa is_mxfp4_compute is_prefix_caching kv_cache_quant
-    kv_quant_config local_ranks_size lora_config medusa_speculation_length medusa_tree
-    mlp_cp_degree modules_to_not_convert num_medusa_heads pa_block_size pa_num_blocks
-    padded_hidden_size padded_intermediate_size pp_degree prefix_buckets qk_layernorm
-    quantization_block_axis quantization_block_size quantization_dtype quantization_scale_dtype
-    quantization_type quantize_clamp_bound quantized quantized_checkpoints_path
-    quantized_mlp_kernel_enabled rmsnorm_quantize_kernel_enabled rpl_reduce_dtype skip_sharding
-    spec_batch_size speculation_length start_rank_id tensor_capture_config
-    tensor_replacement_config token_tree_config windowed_context_encoding_size world_size
+    kv_quant_config lora_config medusa_speculation_length medusa_tree mlp_cp_degree
+    modules_to_not_convert num_medusa_heads pa_block_size pa_num_blocks padded_hidden_size
+    padded_intermediate_size pp_degree prefix_buckets qk_layernorm quantization_block_axis
+    quantization_block_size quantization_dtype quantization_scale_dtype quantization_type
+    quantize_clamp_bound quantized quantized_checkpoints_path quantized_mlp_kernel_enabled
+    rmsnorm_quantize_kernel_enabled rpl_reduce_dtype skip_sharding spec_batch_size
+    speculation_length tensor_capture_config tensor_replacement_config token_tree_config
+    windowed_context_encoding_size
 """
 
 SUPPORTED, NO_OP, REFUSED = _SUPPORTED.split(), _NO_OP.split(), _REFUSED.split()
-NAMES = [*SUPPORTED, *NO_OP, *REFUSED]
+DEVICE = _DEVICE.split()
+NAMES = [*SUPPORTED, *NO_OP, *DEVICE, *REFUSED]
 FIELDS = {f.name: f for f in fields(NeuronConfig)}
 
 
@@ -72,13 +77,18 @@ def test_all_of_nxdi_s_keywords_are_there_and_nothing_else() -> None:
 
 @pytest.mark.parametrize(
     ("status", "names"),
-    [(Status.SUPPORTED, SUPPORTED), (Status.NO_OP, NO_OP), (Status.REFUSED, REFUSED)],
+    [
+        (Status.SUPPORTED, SUPPORTED),
+        (Status.NO_OP, NO_OP),
+        (Status.DEVICE, DEVICE),
+        (Status.REFUSED, REFUSED),
+    ],
 )
 def test_each_option_has_its_status(status: Status, names: list[str]) -> None:
     assert sorted(name for name, option in OPTIONS.items() if option.status is status) == names
 
 
-@pytest.mark.parametrize("name", [*NO_OP, *REFUSED])
+@pytest.mark.parametrize("name", [*NO_OP, *DEVICE, *REFUSED])
 def test_each_limit_says_why(name: str) -> None:
     assert OPTIONS[name].reason
 
@@ -112,6 +122,14 @@ def test_refused_options_raise(name: str) -> None:
     assert f"{name}=" in str(caught.value)
     assert OPTIONS[name].reason in str(caught.value)
     assert OPTIONS[name].remedy in str(caught.value)
+
+
+@pytest.mark.parametrize("name", DEVICE)
+def test_options_of_the_device_are_listed_on_other_backends(name: str) -> None:
+    value = _other_value(FIELDS[name], getattr(NeuronConfig(), name))
+    listed = (name, value, OPTIONS[name].reason)
+    assert listed in no_op_options(NeuronConfig(**{name: value}))
+    assert listed not in no_op_options(NeuronConfig(**{name: value}, backend="neuron"))
 
 
 @pytest.mark.parametrize("name", NO_OP)

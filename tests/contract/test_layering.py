@@ -17,6 +17,7 @@ LAYERS = {
     "errors": 0,
     "types": 0,
     "env": 0,
+    "absent": 0,
     "config": 1,
     "graph": 2,
     "kernels": 2,
@@ -28,6 +29,7 @@ LAYERS = {
     # Nothing below imports these.
     "integrations": 7,
     "cli": 7,
+    "port": 7,
     "tools": 7,
     "utils": 7,
     "__main__": 7,
@@ -36,7 +38,11 @@ LAYERS = {
 HIGHEST_BELOW = {"runtime": 2}
 
 SDK_ONLY = {"torch_neuronx", "torch_xla", "neuronx_distributed", "neuronxcc", "nki", "nkilib"}
-MAY_USE_SDK = ("nxdi.runtime.backends.neuron", "nxdi.kernels.nki.")
+MAY_USE_SDK = (
+    "nxdi.runtime.backends.neuron",
+    "nxdi.kernels.nki.",
+    "nxdi.parallel_layers.xla_collectives",
+)
 
 
 def module_name(path: Path) -> str:

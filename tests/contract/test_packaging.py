@@ -58,6 +58,7 @@ def required_names(wheel: zipfile.ZipFile, *, extras: bool) -> set[str]:
 
 def test_base_requirements(wheel: zipfile.ZipFile) -> None:
     base = {"torch", "transformers", "safetensors", "numpy", "tqdm", "filelock"}
+    base |= {"packaging", "pyyaml"}  # which transformers needs as well
     assert required_names(wheel, extras=False) == base
 
 
@@ -67,11 +68,13 @@ def test_constraints_pin_every_requirement(wheel: zipfile.ZipFile) -> None:
     assert required_names(wheel, extras=True) <= pinned
 
 
-def test_the_command_is_the_cli(wheel: zipfile.ZipFile) -> None:
-    line = metadata_file(wheel, "entry_points.txt").splitlines()[1]
-    name, _, value = line.partition(" = ")
-    assert name == "nxdi"
-    assert EntryPoint(name, value, "console_scripts").load() is nxdi.cli.main
+def test_the_commands_are_the_cli(wheel: zipfile.ZipFile) -> None:
+    lines = metadata_file(wheel, "entry_points.txt").split("\n")
+    named = dict(line.split(" = ") for line in lines if " = " in line)
+    assert named.keys() == {"nxdi", "inference_demo"}
+    loaded = {name: EntryPoint(name, named[name], "console_scripts").load() for name in named}
+    assert loaded["nxdi"] is nxdi.cli.main
+    assert loaded["inference_demo"] is nxdi.cli.inference_demo.main
 
 
 @pytest.mark.parametrize("name", nxdi.__all__)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from nxdi.absent import explain_absent_names
 from nxdi.config import InferenceConfig, NeuronConfig, OnDeviceSamplingConfig, to_torch_dtype
 
 __all__ = ["InferenceConfig", "NeuronConfig", "OnDeviceSamplingConfig", "to_torch_dtype"]
+
+explain_absent_names(__name__)

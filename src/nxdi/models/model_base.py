@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nxdi.absent import explain_absent_names
 from nxdi.config import InferenceConfig
 from nxdi.errors import ConfigError
 from nxdi.graph.plan import GraphSpec
@@ -88,6 +89,7 @@ class NeuronBaseModel(Decoder):
         if self.composes:
             return super().step(spec, inputs, caches)
         self.running_step, self._inputs = self._context(spec, inputs, caches), inputs
+        self.n_positions = spec.length  # NxDI's name of the bucket
         try:
             with running(lambda module: self.running_step.at(self._layer_of[module])):
                 outputs = self(**self._nxdi_inputs())
@@ -199,3 +201,6 @@ class NeuronBaseModel(Decoder):
         for index, layer in enumerate(self.layers):
             x = self.call_layer(layer, x, ctx.at(index))
         return self.norm(x), flat(ctx.new_states())
+
+
+explain_absent_names(__name__)

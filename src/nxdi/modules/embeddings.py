@@ -1,4 +1,4 @@
-"""The two ends of a language model: token embedding and vocabulary projection."""
+"""The two ends of a language model: its embeddings and its vocabulary projection."""
 
 from __future__ import annotations
 
@@ -11,14 +11,7 @@ def causal_lm_ends(
 ) -> tuple[ParallelEmbedding, ColumnParallelLinear]:
     """The token embedding and the lm_head of a config, sharded as its NeuronConfig asks."""
     neuron = config.neuron_config
-    embed_tokens = ParallelEmbedding(
-        config.vocab_size,
-        config.hidden_size,
-        dtype=neuron.torch_dtype,
-        shard_across_embedding=not neuron.vocab_parallel,
-        pad=True,
-        sequence_parallel_enabled=neuron.sequence_parallel_enabled,
-    )
+    embed_tokens = embedding(config, config.vocab_size)
     lm_head = ColumnParallelLinear(
         config.hidden_size,
         config.vocab_size,
@@ -28,3 +21,16 @@ def causal_lm_ends(
         pad=True,
     )
     return embed_tokens, lm_head
+
+
+def embedding(config: InferenceConfig, num_embeddings: int) -> ParallelEmbedding:
+    """A table of vectors of the hidden size, such as one per token or per position."""
+    neuron = config.neuron_config
+    return ParallelEmbedding(
+        num_embeddings,
+        config.hidden_size,
+        dtype=neuron.torch_dtype,
+        shard_across_embedding=not neuron.vocab_parallel,
+        pad=True,
+        sequence_parallel_enabled=neuron.sequence_parallel_enabled,
+    )

@@ -1,4 +1,4 @@
-"""The gated feed-forward block: down(act(gate(x)) * up(x))."""
+"""Feed-forward blocks, gated (down(act(gate(x)) * up(x))) and plain (down(act(up(x))))."""
 
 from __future__ import annotations
 
@@ -12,11 +12,19 @@ from nxdi.errors import ConfigError
 from nxdi.modules.sequence import SequenceGather
 from nxdi.parallel_layers.layers import ColumnParallelLinear, RowParallelLinear
 
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "relu": F.relu,
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    # Three names that Hugging Face has for one formula.
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "gelu_new": _gelu_tanh,
+    "gelu_fast": _gelu_tanh,
 }
 
 
@@ -30,7 +38,8 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
 class GatedMLP(nn.Module):
     """SwiGLU and its relatives, column- then row-parallel.
 
-    Shapes: x [B, S, hidden] -> same.  Source: arXiv:2002.05202.
+    Shapes: x [B, S, hidden] -> same.  Source: arXiv:2002.05202. A checkpoint may have gate and up
+    as one `gate_up_proj`, the rows of gate first.
     """
 
     def __init__(self, config: InferenceConfig, bias: bool = False) -> None:
@@ -56,7 +65,48 @@ class GatedMLP(nn.Module):
             sequence_parallel_enabled=neuron.sequence_parallel_enabled,
         )
 
+    def preshard_hook(self, model_state_dict: dict[str, Tensor], prefix: str) -> None:
+        """Split a fused tensor in a full checkpoint; prefix: this module's path plus "weight"."""
+        prefix = prefix.removesuffix("weight")
+        for kind in ("weight", "bias"):
+            fused = model_state_dict.pop(f"{prefix}gate_up_proj.{kind}", None)
+            if fused is not None:
+                gate, up = fused.tensor_split(2)
+                model_state_dict[f"{prefix}gate_proj.{kind}"] = gate
+                model_state_dict[f"{prefix}up_proj.{kind}"] = up
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.gather(x)
         out: Tensor = self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class PlainMLP(nn.Module):
+    """Two projections around an activation, column- then row-parallel.
+
+    Shapes: x [B, S, hidden] -> same.  Source: arXiv:1706.03762 section 3.3.
+    """
+
+    def __init__(self, config: InferenceConfig, bias: bool = True) -> None:
+        super().__init__()
+        neuron = config.neuron_config
+        hidden, wide = config.hidden_size, config.intermediate_size
+        self.act = activation(config.hidden_act)
+        self.gather = SequenceGather(neuron.sequence_parallel_enabled)
+        dtype = neuron.torch_dtype
+        self.up_proj = ColumnParallelLinear(
+            hidden, wide, bias, gather_output=False, dtype=dtype, pad=True
+        )
+        self.down_proj = RowParallelLinear(
+            wide,
+            hidden,
+            bias,
+            input_is_parallel=True,
+            dtype=dtype,
+            pad=True,
+            sequence_parallel_enabled=neuron.sequence_parallel_enabled,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(self.act(self.up_proj(self.gather(x))))
         return out

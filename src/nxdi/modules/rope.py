@@ -6,7 +6,7 @@ Source: arXiv:2104.09864; the scaling rules are named as in Hugging Face's `rope
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,8 +42,12 @@ class RotaryEmbedding(nn.Module):
             persistent=False,
         )
 
+    def frequencies(self, position_ids: Tensor) -> Tensor:
+        """One frequency per pair of values: [dim / 2], or of each row [B, 1, dim / 2]."""
+        return self.inv_freq
+
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        angles = position_ids.unsqueeze(-1).float() * self.inv_freq
+        angles = position_ids.unsqueeze(-1).float() * self.frequencies(position_ids)
         angles = torch.cat([angles, angles], dim=-1)
         cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
         return cos.to(x.dtype), sin.to(x.dtype)
@@ -60,7 +64,7 @@ class InterleavedRotaryEmbedding(RotaryEmbedding):
     """
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        angles = position_ids.unsqueeze(-1).float() * self.inv_freq
+        angles = position_ids.unsqueeze(-1).float() * self.frequencies(position_ids)
         angles = angles.repeat_interleave(2, dim=-1)
         cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
         return cos.to(x.dtype), sin.to(x.dtype)
@@ -71,6 +75,39 @@ class InterleavedRotaryEmbedding(RotaryEmbedding):
         quarter_turn = torch.stack([-odd, even], dim=-1).flatten(-2)
         turned = turned * cos.unsqueeze(1) + quarter_turn * sin.unsqueeze(1)
         return torch.cat([turned, rest], dim=-1)
+
+
+class LongRotaryEmbedding(RotaryEmbedding):
+    """LongRoPE: `inv_freq` for rows of up to `trained_len` tokens, `long_inv_freq` for longer ones.
+
+    A row's last position in the step decides for all its tokens, so one graph serves both sides
+    and no row depends on its neighbours. Keys in the cache stay as they were turned: the token at
+    position `trained_len` cannot be decoded, its sequence is prefilled anew (`longrope_switch`).
+    Source: arXiv:2402.13753.
+    """
+
+    long_inv_freq: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        max_position_embeddings: int,
+        base: float,
+        *,
+        trained_len: int,
+        short_factor: Sequence[float],
+        long_factor: Sequence[float],
+        attention_scaling: float,
+    ) -> None:
+        plain = plain_frequencies(dim, base)
+        short, long = (torch.tensor(f, dtype=torch.float32) for f in (short_factor, long_factor))
+        super().__init__(dim, max_position_embeddings, base, plain / short, attention_scaling)
+        self.trained_len = trained_len
+        self.register_buffer("long_inv_freq", plain / long, persistent=False)
+
+    def frequencies(self, position_ids: Tensor) -> Tensor:
+        is_long = position_ids.amax(dim=-1)[:, None, None] >= self.trained_len
+        return torch.where(is_long, self.long_inv_freq, self.inv_freq)
 
 
 Rotation = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -144,20 +181,77 @@ _SCALINGS: dict[str, Callable[[Tensor, Mapping[str, Any]], Tensor]] = {
 }
 
 
-def rope_from_config(config: Any) -> RotaryEmbedding:
+def rope_from_config(
+    config: Any,
+    parameters: Mapping[str, Any] | None = None,
+    rotary_cls: type[RotaryEmbedding] = RotaryEmbedding,
+) -> RotaryEmbedding:
     """The rotary embedding that a Hugging Face style config describes.
 
-    Reads `rope_theta`, `rope_scaling`, `head_dim`, `max_position_embeddings`.
+    Reads `head_dim` and `max_position_embeddings`; `rope_theta`, `rope_scaling` and
+    `partial_rotary_factor` too, unless `parameters` gives them in one mapping, as
+    `config.rope_parameters[layer_type]` does.
     Raises: ConfigError for an unknown rope type or missing scaling numbers.
     """
-    scaling = config.rope_scaling or {"rope_type": "default"}
-    kind = scaling.get("rope_type", scaling.get("type"))
+    if parameters is None:
+        scaling = config.rope_scaling or {"rope_type": "default"}
+        partial = getattr(config, "partial_rotary_factor", None)
+        parameters = {**scaling, "rope_theta": config.rope_theta, "partial_rotary_factor": partial}
+    kind = parameters.get("rope_type", parameters.get("type"))
+    base, dim = parameters["rope_theta"], config.head_dim
+    if (partial := parameters.get("partial_rotary_factor")) is not None:
+        dim = int(dim * partial)
+    if kind == "longrope" and rotary_cls is RotaryEmbedding:
+        return _longrope(config, dim, base, parameters)
     if kind not in _SCALINGS:
-        raise ConfigError(f"rope type {kind!r} is not known; known are {sorted(_SCALINGS)}")
-    inv_freq = _SCALINGS[kind](plain_frequencies(config.head_dim, config.rope_theta), scaling)
-    return RotaryEmbedding(
-        config.head_dim, config.max_position_embeddings, config.rope_theta, inv_freq
+        known = sorted([*_SCALINGS, "longrope"])
+        raise ConfigError(f"rope type {kind!r} is not known; known are {known}")
+    inv_freq = _SCALINGS[kind](plain_frequencies(dim, base), parameters)
+    return rotary_cls(dim, config.max_position_embeddings, base, inv_freq)
+
+
+def longrope_switch(config: Any) -> int | None:
+    """The position from which LongRoPE turns all tokens of a sequence otherwise; None: nowhere."""
+    scaling = getattr(config, "rope_scaling", None) or {}
+    if scaling.get("rope_type", scaling.get("type")) != "longrope":
+        return None
+    return int(_number(scaling, "original_max_position_embeddings"))
+
+
+def _longrope(
+    config: Any, dim: int, base: float, scaling: Mapping[str, Any]
+) -> LongRotaryEmbedding:
+    trained_len = int(_number(scaling, "original_max_position_embeddings"))
+    neuron = config.neuron_config
+    if neuron.max_context_length <= trained_len < neuron.max_length:
+        raise ConfigError(
+            f"with LongRoPE a sequence that grows beyond {trained_len} tokens is prefilled anew, "
+            f"which max_context_length={neuron.max_context_length} does not allow; raise it to "
+            f"at least {trained_len + 1}, or lower seq_len to at most {trained_len}"
+        )
+    longest = config.max_position_embeddings
+    factor = scaling.get("factor") or longest / trained_len
+    grows = math.sqrt(1 + math.log(factor) / math.log(trained_len)) if factor > 1 else 1.0
+    return LongRotaryEmbedding(
+        dim,
+        longest,
+        base,
+        trained_len=trained_len,
+        short_factor=_factors(scaling, "short_factor", dim // 2),
+        long_factor=_factors(scaling, "long_factor", dim // 2),
+        attention_scaling=scaling.get("attention_factor") or grows,
     )
+
+
+def _factors(scaling: Mapping[str, Any], name: str, count: int) -> Sequence[float]:
+    values = scaling.get(name)
+    if (
+        not isinstance(values, Sequence)
+        or len(values) != count
+        or not all(isinstance(value, (int, float)) and value > 0 for value in values)
+    ):
+        raise ConfigError(f"rope_scaling needs {count} positive numbers as {name}, not {values!r}")
+    return values
 
 
 def rotate_half(x: Tensor) -> Tensor:

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from nxdi.parallel_layers import groups
 
-_LIBRARY = torch.library.Library("nxdi", "DEF")
-_LIBRARY.define("all_reduce(Tensor x, str op, int[] mesh, int group_size) -> Tensor")
-_LIBRARY.define("all_gather(Tensor x, int dim, int[] mesh, int group_size) -> Tensor")
-_LIBRARY.define("reduce_scatter(Tensor x, str op, int dim, int[] mesh, int group_size) -> Tensor")
-_LIBRARY.define(
+LIBRARY = torch.library.Library("nxdi", "DEF")
+LIBRARY.define("all_reduce(Tensor x, str op, int[] mesh, int group_size) -> Tensor")
+LIBRARY.define("all_gather(Tensor x, int dim, int[] mesh, int group_size) -> Tensor")
+LIBRARY.define("reduce_scatter(Tensor x, str op, int dim, int[] mesh, int group_size) -> Tensor")
+LIBRARY.define(
     "all_to_all(Tensor x, int split_dim, int concat_dim, int[] mesh, int group_size) -> Tensor"
 )
 
@@ -98,5 +98,5 @@ for _name, _compute, _shape in (
     ("reduce_scatter", _reduce_scatter, _reduce_scatter_shape),
     ("all_to_all", _all_to_all, _all_to_all_shape),
 ):
-    _LIBRARY.impl(_name, _compute, "CPU")
-    torch.library.register_fake(f"nxdi::{_name}", _shape, lib=_LIBRARY)
+    LIBRARY.impl(_name, _compute, "CPU")
+    torch.library.register_fake(f"nxdi::{_name}", _shape, lib=LIBRARY)

@@ -83,6 +83,31 @@ class SingleWorld:
 SINGLE = SingleWorld()
 
 
+@dataclass(frozen=True)
+class DeviceWorld:
+    """Ranks that a device runs: one call of this process runs all its local ones.
+
+    Collectives are inside the compiled graphs. size: ranks of all nodes.
+    """
+
+    size: int
+    start_rank: int = 0
+    num_local: int = 1
+
+    @property
+    def local_ranks(self) -> tuple[int, ...]:
+        return tuple(range(self.start_rank, self.start_rank + self.num_local))
+
+    def exchange(self, x: Tensor, ranks: Sequence[int]) -> list[Tensor]:
+        raise ConfigError("a collective ran outside the compiled graphs; run it inside a model")
+
+    def run(self, functions: Sequence[Callable[[], T]]) -> list[T]:
+        return [function() for function in functions]
+
+    def once(self, function: Callable[[], None]) -> None:
+        function()
+
+
 class DistributedWorld:
     """One rank per process, connected through torch.distributed (gloo under torchrun)."""
 

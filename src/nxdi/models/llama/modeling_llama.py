@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nxdi.absent import explain_absent_names
 from nxdi.config import InferenceConfig
 from nxdi.models.model_base import NeuronBaseForCausalLM, NeuronBaseModel
 from nxdi.modules.attention import NeuronAttentionBase
@@ -103,7 +104,7 @@ class NeuronLlamaMLP(GatedMLP):
 class Llama3RotaryEmbedding(RotaryEmbedding):
     """Rotary angles with the frequency scaling of Llama 3.1, by NxDI's constructor."""
 
-    def __init__(  # noqa: PLR0913  NxDI's keywords
+    def __init__(
         self,
         dim: int,
         max_position_embeddings: int = 131072,
@@ -128,3 +129,6 @@ class Llama3RotaryEmbedding(RotaryEmbedding):
 def get_rmsnorm_cls() -> type[nn.Module]:
     """The RMSNorm of this library, on every device."""
     return RMSNorm
+
+
+explain_absent_names(__name__)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nxdi.absent import explain_absent_names
 from nxdi.config import InferenceConfig
 from nxdi.errors import ConfigError
 from nxdi.kernels.masks import Causal, MaskPolicy, SlidingWindow
@@ -290,3 +291,6 @@ class NeuronAttentionBase(nn.Module):
         """[B, N, S, D] -> [B, S, hidden]."""
         projected: Tensor = self.get_o_proj()(out.transpose(1, 2).flatten(2))
         return projected
+
+
+explain_absent_names(__name__)

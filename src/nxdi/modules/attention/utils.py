@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nxdi.absent import explain_absent_names
 from nxdi.modules.rope import RotaryEmbedding as _RotaryEmbedding
 from nxdi.modules.rope import plain_frequencies, polar_frequencies, rotate_half
 
@@ -118,3 +119,6 @@ def manual_softmax(
     both = torch.softmax(torch.cat([prior_scores, active_scores], dim=-1).float(), dim=-1)
     prior, active = both.split([prior_scores.shape[-1], active_scores.shape[-1]], dim=-1)
     return prior, active
+
+
+explain_absent_names(__name__)

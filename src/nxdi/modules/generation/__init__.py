@@ -1,0 +1,1 @@
+"""Sampling inputs at the path where NxDI has them."""
