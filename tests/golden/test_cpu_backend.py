@@ -51,7 +51,7 @@ print(tokens[0, -num_new:].tolist())
 
 @pytest.fixture(autouse=True)
 def _two_threads() -> Iterator[None]:
-    """Compiled code is made for a number of threads; with one, its parallel loops would be absent."""
+    """Compiled code is made for a number of threads; for one, parallel loops are left out."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield

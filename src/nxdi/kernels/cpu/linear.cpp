@@ -1,10 +1,14 @@
-// nxdi_cpu::linear(x, weight, bias=None): y = x @ weight.T + bias, fast for few rows of x, where
-// the time is that of reading the weight from memory.
+// nxdi_cpu::linear(x, weight, bias=None, ...): y = x @ weight.T + bias, fast for few rows of x,
+// where the time is that of reading the weight from memory.
 //
 //   x       [..., K] float32, any strides
 //   weight  [N, K] float32 | bfloat16 | float16, rows contiguous, any alignment (a mapped file)
 //   bias    [N] of one of these types, or none
 //   result  [..., N] float32, summed in float32
+//
+// Up to two further weights of the same type, each with a bias or none, may follow. Their outputs
+// come after those of the first in the last dimension, with the bits of separate calls: threads
+// start once instead of three times, and share the rows of all weights evenly.
 //
 // How it streams. Each thread owns a range of weight rows and reads them once, in their stored
 // type, widening them in registers: 16-bit weights cost half the traffic, and no second copy. A
@@ -17,40 +21,10 @@
 //
 // An output is summed in the same order whatever rows surround it: a row of x has the same result,
 // to the bit, alone and in a batch.
-//
-// GNU vector extensions (GCC, clang) let the compiler map Vec to AVX-512, AVX, NEON or SSE. Only
-// torch's stable C ABI is used, whose headers compile in seconds.
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <algorithm>
-#include <cstring>
-#include <optional>
-#include <stdexcept>
-#include <string>
-#include <type_traits>
-#include <utility>
-#include <vector>
-
-#include <omp.h>
-#ifdef __AVX__
-#include <immintrin.h>
-#endif
+#include "vectors.h"
 
 namespace {
-
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-using torch::stable::Tensor;
-
-#if defined(__AVX512F__)
-constexpr int kLanes = 16;
-#elif defined(__AVX__)
-constexpr int kLanes = 8;
-#else
-constexpr int kLanes = 4;
-#endif
 
 // Rows of x and of the weight that a tile multiplies: what fits in the vector registers.
 #if defined(__AVX512F__) || defined(__aarch64__)  // 32 of them
@@ -61,59 +35,9 @@ constexpr int kMaxGroup = 6;
 constexpr int tile_rows(int group) { return group == 1 ? 8 : group == 2 ? 4 : 2; }
 #endif
 
-constexpr int kStep = 2 * kLanes;       // k advances by two vectors: one load of 16-bit weights
 constexpr int kMaxStrip = 48;           // weight rows that stay in L2 while groups pass over them
 constexpr int64_t kSliceBytes = 16384;  // packed x that stays in L1
 constexpr int64_t kMaxRows = 128;       // rows of x packed at a time; bounds the scratch memory
-constexpr int64_t kLineBytes = 64;
-
-typedef float Vec __attribute__((vector_size(kLanes * 4)));
-typedef uint32_t Bits __attribute__((vector_size(kLanes * 4)));
-typedef float LooseVec __attribute__((vector_size(kLanes * 4), aligned(1), may_alias));
-typedef uint32_t LooseBits __attribute__((vector_size(kLanes * 4), aligned(1), may_alias));
-
-#define UNROLL _Pragma("GCC unroll 8")
-// Keeps a loaded value in a register: GCC would load it again at each use, 30 % slower.
-#if defined(__x86_64__)
-#define IN_REGISTER(v) asm volatile("" : "+v"(v))
-#elif defined(__aarch64__)
-#define IN_REGISTER(v) asm volatile("" : "+w"(v))
-#else
-#define IN_REGISTER(v)
-#endif
-
-// Vector `half` (0 or 1) of the kStep weights at w. Two bfloat16 are one 32-bit word, so half 0
-// is the even k and half 1 the odd k, by a shift and a mask; pack() orders x alike.
-inline Vec widen(const float* w, int half) { return *(const LooseVec*)(w + half * kLanes); }
-
-inline Vec widen(const BFloat16* w, int half) {
-  const Bits pairs = *(const LooseBits*)w;
-  return half ? (Vec)(pairs & 0xffff0000u) : (Vec)(pairs << 16);
-}
-
-inline Vec widen(const Half* w, int half) {
-  w += half * kLanes;
-#if defined(__AVX512F__)
-  return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)w));
-#elif defined(__AVX__) && defined(__F16C__)
-  return (Vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)w));
-#else
-  Vec wide;
-  for (int i = 0; i < kLanes; ++i) wide[i] = w[i];
-  return wide;
-#endif
-}
-
-// Explicit, because GCC tuned for AMD splits some of them into two steps, which round differently.
-inline Vec multiply_add(Vec a, Vec b, Vec sum) {
-#if defined(__AVX512F__)
-  return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
-#elif defined(__AVX__) && defined(__FMA__)
-  return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
-#else
-  return a * b + sum;
-#endif
-}
 
 // sums[c][r] += w[r] . x[c] over `steps` steps of k, for R weight rows and C rows of packed x.
 template <class W, int R, int C>
@@ -162,67 +86,27 @@ auto choose_strip(int64_t group, std::integer_sequence<int, I...>) {
   return table[group - 1];
 }
 
-template <int... I>
-inline Vec pick(Vec a, Vec b) {
-#ifdef __clang__
-  return __builtin_shufflevector(a, b, I...);
-#else
-  return __builtin_shuffle(a, b, Bits{I...});
-#endif
+const float* row_of(const View& x, int64_t m) {  // row m of a float32 tensor seen as [M, K]
+  const float* p = static_cast<const float*>(x.data);
+  for (int64_t d = x.dims - 2; d >= 0; m /= x.sizes[d--]) p += m % x.sizes[d] * x.strides[d];
+  return p;
 }
 
-template <int D, int... I>
-inline Vec join(Vec a, Vec b, std::integer_sequence<int, I...>) {
-  return pick<(I & D ? kLanes + I - D : I)...>(a, b) + pick<(I & D ? kLanes + I : I + D)...>(a, b);
-}
+template <class W>
+struct Matrix {  // a weight, its bias or null, and the column of y where its outputs start
+  const W* w;
+  int64_t stride, N;  // stride: from one row to the next
+  const float* bias;
+  int64_t column;
 
-// Adds up the lanes of kLanes vectors at once, as a tree: lane i of the result is the sum of v[i].
-template <int D = 1>
-inline Vec sum_lanes(const Vec* v) {
-  if constexpr (D == kLanes)
-    return *v;
-  else
-    return join<D>(sum_lanes<2 * D>(v), sum_lanes<2 * D>(v + D),
-                   std::make_integer_sequence<int, kLanes>{});
-}
-
-// Vector-aligned memory of this thread, kept for its next call; `Use` names what is alive together.
-template <int Use, class T>
-T* scratch(int64_t count) {
-  struct alignas(kLineBytes) Line {
-    char bytes[kLineBytes];
-  };
-  static thread_local std::vector<Line> memory;
-  const size_t lines = count * sizeof(T) / sizeof(Line) + 1;
-  if (memory.size() < lines) memory.resize(lines);
-  return reinterpret_cast<T*>(memory.data());
-}
-
-struct View {  // a borrowed tensor
-  void* data;
-  int64_t dims, *sizes, *strides;
-  int32_t dtype;
-
-  explicit View(AtenTensorHandle tensor) {
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(tensor, &data));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(tensor, &dims));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor, &sizes));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor, &strides));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &dtype));
-  }
-  const float* row(int64_t m) const {  // row m of a float32 tensor seen as [M, K]
-    const float* p = static_cast<const float*>(data);
-    for (int64_t d = dims - 2; d >= 0; m /= sizes[d--]) p += m % sizes[d] * strides[d];
-    return p;
-  }
+  int64_t units() const { return (N + kLanes - 1) / kLanes; }  // of work: never a part of a vector
 };
 
 template <class W>
-struct Product {  // y[m, n] = x[first_row + m] . w[n] + bias[n] for m < num_rows
+struct Product {  // y[m, column + n] = x[first_row + m] . w[n] + bias[n] for m < num_rows
   const View& x;
-  const W* w;
-  int64_t stride, N, K;  // stride: from one row of the weight to the next
-  const float* bias;
+  const std::vector<Matrix<W>>& matrices;
+  int64_t K, columns;  // of x, of y
   float* y;
   int64_t first_row, num_rows;
   int64_t num_groups = (num_rows + kMaxGroup - 1) / kMaxGroup;
@@ -234,24 +118,16 @@ struct Product {  // y[m, n] = x[first_row + m] . w[n] + bias[n] for m < num_row
   void pack(int64_t first_group, int64_t end_group) const {  // zeros beyond the last row and k
     const int64_t x_stride = x.strides[x.dims - 1];
     for (int64_t m = first_group * group; m < end_group * group; ++m) {
-      const float* row = m < num_rows ? x.row(first_row + m) : nullptr;
+      const float* row = row_of(x, first_row + std::min(m, num_rows - 1));
+      const int64_t count = m < num_rows ? K : 0;
       float* out = packed + m / group * group_size + m % group * kLanes;
-      for (int64_t k = 0; k < K; k += kStep, out += kStep * group) {
-        float step[kStep] = {};
-        if (row && x_stride == 1 && k + kStep <= K)
-          std::memcpy(step, row + k, sizeof step);
-        else if (row)
-          for (int64_t i = 0; i < kStep && k + i < K; ++i) step[i] = row[(k + i) * x_stride];
-        for (int i = 0; i < kLanes; ++i) {
-          constexpr bool pairs = std::is_same_v<W, BFloat16>;
-          out[i] = step[pairs ? 2 * i : i];
-          out[i + group * kLanes] = step[pairs ? 2 * i + 1 : i + kLanes];
-        }
-      }
+      for (int64_t k = 0; k < K; k += kStep, out += kStep * group)
+        load_step<W>(row + k * x_stride, x_stride, count - k, out, out + group * kLanes);
     }
   }
 
-  void multiply(int64_t first, int64_t end) const {  // weight rows first..end
+  void multiply(const Matrix<W>& matrix, int64_t first, int64_t end) const {  // its rows first..end
+    const int64_t stride = matrix.stride;
     const auto strip_kernel = choose_strip<W>(group, std::make_integer_sequence<int, kMaxGroup>{});
     const int64_t max_strip = num_groups > 1 ? kMaxStrip : 16;
     const int64_t slices = 1 + whole_steps * kStep * group * 4 / kSliceBytes;
@@ -259,7 +135,7 @@ struct Product {  // y[m, n] = x[first_row + m] . w[n] + bias[n] for m < num_row
     Vec* sums = scratch<1, Vec>(num_groups * group * kMaxStrip);
     for (int64_t n = first; n < end; n += max_strip) {
       const int64_t strip = std::min(max_strip, end - n);
-      const W* rows = w + n * stride;
+      const W* rows = matrix.w + n * stride;
       for (int64_t m = 0; m < num_groups * group; ++m)
         std::fill_n(sums + m * kMaxStrip, strip, Vec{});
       const auto add = [&](const W* w, int64_t stride, int64_t step, int64_t steps, const W* next) {
@@ -279,16 +155,16 @@ struct Product {  // y[m, n] = x[first_row + m] . w[n] + bias[n] for m < num_row
           std::copy_n(rows + r * stride + whole_steps * kStep, tail, edge + r * kStep);
         add(edge, kStep, whole_steps, 1, nullptr);
       }
-      store(sums, n, strip);
+      store(matrix, sums, n, strip);
     }
   }
 
-  void store(const Vec* sums, int64_t n, int64_t strip) const {
+  void store(const Matrix<W>& matrix, const Vec* sums, int64_t n, int64_t strip) const {
     for (int64_t m = 0; m < num_rows; ++m)
       for (int64_t r = 0; r < strip; r += kLanes) {
         Vec total = sum_lanes(sums + m * kMaxStrip + r);
-        if (bias) total += *(const LooseVec*)(bias + n + r);
-        float* out = y + m * N + n + r;
+        if (matrix.bias) total += *(const LooseVec*)(matrix.bias + n + r);
+        float* out = y + m * columns + matrix.column + n + r;
         if (r + kLanes <= strip)
           *(LooseVec*)out = total;
         else
@@ -296,103 +172,148 @@ struct Product {  // y[m, n] = x[first_row + m] . w[n] + bias[n] for m < num_row
       }
   }
 
+  void multiply_share(int64_t thread, int64_t threads) const {
+    int64_t units = 0, before = 0;
+    for (const Matrix<W>& matrix : matrices) units += matrix.units();
+    const int64_t first = units * thread / threads, end = units * (thread + 1) / threads;
+    for (const Matrix<W>& matrix : matrices) {
+      multiply(matrix, std::max<int64_t>(first - before, 0) * kLanes,
+               std::min(matrix.N, (end - before) * kLanes));
+      before += matrix.units();
+    }
+  }
+
   void run() const {
     const bool pack_alone = num_rows <= 16;  // cheaper than one more barrier
     if (pack_alone) pack(0, num_groups);
-    const int64_t units = (N + kLanes - 1) / kLanes;
-#pragma omp parallel if (num_rows * N * K > 32768)
+#pragma omp parallel if (num_rows * columns * K > 32768)
     {
       const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
       if (!pack_alone) {
         pack(num_groups * thread / threads, num_groups * (thread + 1) / threads);
 #pragma omp barrier
       }
-      multiply(units * thread / threads * kLanes,
-               std::min(N, units * (thread + 1) / threads * kLanes));
+      multiply_share(thread, threads);
     }
   }
 };
 
-void require(bool condition, const char* message) {
-  if (!condition) throw std::invalid_argument(std::string("nxdi_cpu::linear: ") + message);
+constexpr auto kTypes =
+    "linear: weight and bias must be float32, bfloat16 or float16; convert them with .float()";
+
+struct Operand {
+  View weight;
+  std::optional<View> bias;
+};
+
+// The biases one after the other, each with room to be read in whole vectors.
+std::vector<const float*> widen_biases(const std::vector<Operand>& operands) {
+  int64_t size = 0;
+  for (const Operand& operand : operands) size += operand.weight.sizes[0] + kLanes;
+  float* wide = scratch<2, float>(size);
+  std::vector<const float*> biases;
+  for (const auto& [weight, bias] : operands) {
+    biases.push_back(bias ? wide : nullptr);
+    if (!bias) continue;
+    with_type(*bias, kTypes, [&, &bias = bias](auto* type) {
+      const auto* values = static_cast<decltype(type)>(bias->data);
+      for (int64_t n = 0; n < bias->sizes[0]; ++n) wide[n] = values[n * bias->strides[0]];
+    });
+    wide += bias->sizes[0] + kLanes;
+  }
+  return biases;
 }
 
-// Calls f with a null pointer of the C++ type of a weight or bias.
-template <class F>
-auto with_type(const View& tensor, F f) {
-  if (tensor.dtype == aoti_torch_dtype_bfloat16()) return f((BFloat16*)nullptr);
-  if (tensor.dtype == aoti_torch_dtype_float16()) return f((Half*)nullptr);
-  require(tensor.dtype == aoti_torch_dtype_float32(),
-          "weight and bias must be float32, bfloat16 or float16; convert them with .float()");
-  return f((float*)nullptr);
+void check(const View& x, const std::vector<Operand>& operands) {
+  require(x.dtype == aoti_torch_dtype_float32(),
+          "linear: x must be float32; convert it with x.float()");
+  for (const auto& [weight, bias] : operands) {
+    require(x.dims > 0 && weight.dims == 2 && x.sizes[x.dims - 1] == weight.sizes[1],
+            "linear: x must be [..., K] and weight [N, K] with the same K; check the sizes");
+    require(weight.strides[1] == 1 || weight.sizes[1] <= 1,
+            "linear: rows of weight must be contiguous; use .contiguous()");
+    require(!bias || (bias->dims == 1 && bias->sizes[0] == weight.sizes[0]),
+            "linear: bias must be [N] for weight [N, K]");
+    require(weight.dtype == operands[0].weight.dtype,
+            "linear: weights of one call must be of one dtype; call once for each");
+  }
 }
 
-const float* widen_bias(const View& bias) {
-  float* wide = scratch<2, float>(bias.sizes[0] + kLanes);
-  with_type(bias, [&](auto* type) {
-    const auto* values = static_cast<decltype(type)>(bias.data);
-    for (int64_t n = 0; n < bias.sizes[0]; ++n) wide[n] = values[n * bias.strides[0]];
-  });
-  return wide;
-}
-
-AtenTensorHandle empty_result(const View& x, int64_t N) {
-  std::vector<int64_t> sizes(x.sizes, x.sizes + x.dims), strides(x.dims, 1);
-  sizes.back() = N;
-  for (int64_t d = x.dims - 1; d > 0; --d)
-    strides[d - 1] = strides[d] * std::max<int64_t>(sizes[d], 1);
-  AtenTensorHandle result;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(x.dims, sizes.data(), strides.data(), x.dtype,
-                                                  aoti_torch_device_type_cpu(), 0, &result));
-  return result;
-}
-
-AtenTensorHandle linear(const View& x, const View& weight, const std::optional<View>& bias) {
-  require(x.dtype == aoti_torch_dtype_float32(), "x must be float32; convert it with .float()");
-  require(x.dims > 0 && weight.dims == 2 && x.sizes[x.dims - 1] == weight.sizes[1],
-          "x must be [..., K] and weight [N, K] with the same K; check the layer's input size");
-  const int64_t N = weight.sizes[0], K = weight.sizes[1];
-  require(weight.strides[1] == 1 || K <= 1, "rows of weight must be contiguous; use .contiguous()");
-  require(!bias || (bias->dims == 1 && bias->sizes[0] == N), "bias must be [N] for weight [N, K]");
-  int64_t M = 1;
-  for (int64_t d = 0; d + 1 < x.dims; ++d) M *= x.sizes[d];
-  const float* wide_bias = bias ? widen_bias(*bias) : nullptr;
-  return with_type(weight, [&](auto* type) {
+AtenTensorHandle linear(const View& x, const std::vector<Operand>& operands) {
+  check(x, operands);
+  const std::vector<const float*> biases = widen_biases(operands);
+  return with_type(operands[0].weight, kTypes, [&](auto* type) {
     using W = std::remove_pointer_t<decltype(type)>;
-    const W* w = static_cast<const W*>(weight.data);
-    const AtenTensorHandle result = empty_result(x, N);
+    std::vector<Matrix<W>> matrices;
+    int64_t columns = 0, M = 1;
+    for (size_t i = 0; i < operands.size(); ++i) {
+      const View& weight = operands[i].weight;
+      const W* w = static_cast<const W*>(weight.data);
+      matrices.push_back({w, weight.strides[0], weight.sizes[0], biases[i], columns});
+      columns += weight.sizes[0];
+    }
+    std::vector<int64_t> sizes(x.sizes, x.sizes + x.dims);
+    sizes.back() = columns;
+    for (int64_t d = 0; d + 1 < x.dims; ++d) M *= x.sizes[d];
+    const AtenTensorHandle result = empty_float32(sizes);
     float* y = static_cast<float*>(View(result).data);
-    for (int64_t m = 0; m < M && N > 0; m += kMaxRows)
-      Product<W>{x, w, weight.strides[0], N, K, wide_bias, y + m * N, m, std::min(kMaxRows, M - m)}
+    for (int64_t m = 0; m < M && columns > 0; m += kMaxRows)
+      Product<W>{x, matrices, x.sizes[x.dims - 1], columns, y + m * columns, m,
+                 std::min(kMaxRows, M - m)}
           .run();
     return result;
   });
 }
 
-Tensor linear_op(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-  return Tensor(linear(View(x.get()), View(weight.get()),
-                       bias ? std::optional(View(bias->get())) : std::nullopt));
+struct Handles {
+  AtenTensorHandle weight, bias;  // null: none
+};
+
+AtenTensorHandle linear_of(AtenTensorHandle x, std::initializer_list<Handles> handles) {
+  std::vector<Operand> operands;
+  for (const auto& [weight, bias] : handles)
+    if (weight) operands.push_back({View(weight), bias ? std::optional(View(bias)) : std::nullopt});
+  return linear(View(x), operands);
+}
+
+using Optional = std::optional<Tensor>;
+
+Tensor linear_op(const Tensor& x, const Tensor& weight, const Optional& bias,
+                 const Optional& weight2, const Optional& bias2, const Optional& weight3,
+                 const Optional& bias3) {
+  const auto handle = [](const Optional& tensor) { return tensor ? tensor->get() : nullptr; };
+  return Tensor(linear_of(x.get(), {{weight.get(), handle(bias)},
+                                 {handle(weight2), handle(bias2)},
+                                 {handle(weight3), handle(bias3)}}));
 }
 
 }  // namespace
 
 // What AOTInductor's code calls, under the name that it derives from the op's. An exception passes
 // through that code, which is C++, and becomes the error of the graph.
-extern "C" AOTITorchError aoti_torch_cpu_linear(AtenTensorHandle x, AtenTensorHandle weight,
-                                                AtenTensorHandle* bias, AtenTensorHandle* result) {
-  *result = linear(View(x), View(weight), bias ? std::optional(View(*bias)) : std::nullopt);
+extern "C" AOTITorchError aoti_torch_cpu_linear(
+    AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle* bias, AtenTensorHandle* weight2,
+    AtenTensorHandle* bias2, AtenTensorHandle* weight3, AtenTensorHandle* bias3,
+    AtenTensorHandle* result) {
+  const auto handle = [](AtenTensorHandle* tensor) { return tensor ? *tensor : nullptr; };
+  *result = linear_of(x, {{weight, handle(bias)},
+                          {handle(weight2), handle(bias2)},
+                          {handle(weight3), handle(bias3)}});
   return AOTI_TORCH_SUCCESS;
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(nxdi_cpu, library) {
-  library.def("linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor");
+  library.def(
+      "linear(Tensor x, Tensor weight, Tensor? bias=None, Tensor? weight2=None, "
+      "Tensor? bias2=None, Tensor? weight3=None, Tensor? bias3=None) -> Tensor");
 }
 
 #ifndef TORCH_BOX  // torch 2.9
 #define TORCH_BOX(function) boxed
 static void boxed(StableIValue* stack, uint64_t, uint64_t) {
-  stack[0] = from(linear_op(to<Tensor>(stack[0]), to<Tensor>(stack[1]),
-                            to<std::optional<Tensor>>(stack[2])));
+  const auto optional = [&](int i) { return to<Optional>(stack[i]); };
+  stack[0] = from(linear_op(to<Tensor>(stack[0]), to<Tensor>(stack[1]), optional(2), optional(3),
+                            optional(4), optional(5), optional(6)));
 }
 #endif
 

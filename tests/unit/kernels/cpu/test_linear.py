@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nxdi import env
-from nxdi.errors import ShapeError, UnsupportedError
-from nxdi.kernels.cpu import linear as kernel
+from nxdi.errors import ShapeError
+from nxdi.kernels.cpu.linear import LINEAR_C_SHIM, load_linear_op
 from nxdi.kernels.reference.linear import linear as reference
 from tolerances import LINEAR_FP32
 
@@ -26,7 +22,7 @@ SIZES = [(1, 1), (1, 33), (7, 8), (9, 31), (48, 32), (50, 100), (129, 17), (64, 
 
 @pytest.fixture(scope="module")
 def op() -> Any:
-    return kernel.load_linear_op()
+    return load_linear_op()
 
 
 def randoms(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -157,6 +153,35 @@ def test_weights_that_cannot_be_streamed_are_refused(op: Any):
         op(X, WEIGHT, torch.zeros(4, dtype=torch.int64))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_rows", [1, 3, 20, 130])
+def test_several_weights_give_the_bits_of_separate_calls(
+    op: Any, num_rows: int, dtype: torch.dtype
+):
+    x = randoms(num_rows, 300)
+    weights = [randoms(n, 300, dtype=dtype) for n in (70, 1, 33)]
+    biases = [None, randoms(1), randoms(33, dtype=dtype)]
+    operands = [operand for pair in zip(weights, biases, strict=True) for operand in pair]
+    alone = [op(x, *pair) for pair in zip(weights, biases, strict=True)]
+    assert torch.equal(op(x, *operands), torch.cat(alone, dim=-1))
+    assert torch.equal(op(x, *operands[:4]), torch.cat(alone[:2], dim=-1))
+    traced = op(*(None if t is None else t.to("meta") for t in (x, *operands)))
+    assert traced.shape == (num_rows, 104)
+
+
+def test_weights_of_one_call_have_one_dtype(op: Any):
+    with pytest.raises(ValueError, match="must be of one dtype; call once for each"):
+        op(X, WEIGHT, None, WEIGHT.half())
+
+
+def test_every_further_weight_is_checked(op: Any):
+    for operands in ((WEIGHT, None, randoms(4, 9)), (WEIGHT, None, WEIGHT, randoms(3))):
+        with pytest.raises(ValueError, match=r"nxdi_cpu::linear: .*must be"):
+            op(X, *operands)
+        with pytest.raises(ShapeError, match=r"linear: .*must be"):
+            op(*(None if tensor is None else tensor.to("meta") for tensor in (X, *operands)))
+
+
 class TwoLinears(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -165,7 +190,7 @@ class TwoLinears(nn.Module):
         self.down = nn.Parameter(randoms(24, 50), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        op = kernel.load_linear_op()
+        op = load_linear_op()
         hidden: Tensor = op(x, self.up, self.bias)
         return x + op(torch.relu(hidden), self.down, None)
 
@@ -177,7 +202,7 @@ def test_a_compiled_graph_calls_it_directly_and_gives_the_same(op: Any, tmp_path
         program,
         package_path=str(tmp_path / "model.pt2"),
         inductor_configs={
-            **kernel.linear_inductor_options(),
+            "aot_inductor.custom_ops_to_c_shims": {op: [LINEAR_C_SHIM]},
             "aot_inductor.compile_wrapper_opt_level": "O0",
         },
     )
@@ -188,40 +213,3 @@ def test_a_compiled_graph_calls_it_directly_and_gives_the_same(op: Any, tmp_path
     )  # declared, called
     run = torch._inductor.aoti_load_package(package)
     assert torch.equal(run(x), model(x))
-
-
-def test_a_copied_library_needs_no_compiler(op: Any, tmp_path: Path):
-    copy = shutil.copy(kernel.linear_library_path(), tmp_path / "kept.so")
-    script = f"""
-import torch
-from pathlib import Path
-from nxdi.kernels.cpu import linear as kernel
-assert "no_such_compiler" in kernel.linear_unsupported_reason()
-op = kernel.load_linear_library(Path({str(copy)!r}))
-assert torch.equal(op(torch.ones(2, 3), torch.ones(4, 3), None), torch.full((2, 4), 3.0))
-assert kernel.linear_unsupported_reason() is None
-assert kernel.linear_library_path() == Path({str(copy)!r})
-"""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CXX", "no_such_compiler")
-        done = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, check=False
-        )
-    assert done.returncode == 0, done.stderr
-
-
-def test_without_a_compiler_the_reason_is_told(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(kernel, "_loaded", None)
-    monkeypatch.setattr(env, "cxx", lambda: None)
-    with pytest.raises(UnsupportedError, match=r"needs a C\+\+ compiler, none was found; install"):
-        kernel.load_linear_op()
-    reason = kernel.linear_unsupported_reason()
-    assert reason is not None
-    assert "install g++" in reason
-
-
-def test_a_file_that_is_no_library_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(kernel, "_loaded", None)
-    (tmp_path / "linear.so").write_bytes(b"not machine code")
-    with pytest.raises(UnsupportedError, match=r"cannot load .*linear\.so: .* compile again here"):
-        kernel.load_linear_library(tmp_path / "linear.so")

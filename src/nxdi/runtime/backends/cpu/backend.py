@@ -13,23 +13,27 @@ from torch import Tensor
 
 from nxdi.errors import ArtifactError
 from nxdi.graph.plan import GraphSpec
-from nxdi.kernels.cpu.linear import linear_library_path, load_linear_library
+from nxdi.kernels.cpu.library import library_path, load_library, uses_library
 from nxdi.kernels.registry import Choice
+from nxdi.parallel_layers.groups import World
 from nxdi.runtime.backend import Program, StepModule
-from nxdi.runtime.backends.cpu.linear import LINEAR_KERNEL
 from nxdi.runtime.backends.cpu.pieces import Part, Piece, example_arguments, plan_parts, tensors_of
 from nxdi.runtime.backends.cpu.target import compiler_version, cpu_target
+from nxdi.runtime.host_world import host_world
 from nxdi.types import Phase
 
 _PACKAGE = "graphs.pt2"
 _INDEX = "pieces.json"
-_KERNEL_LIBRARY = "kernels/linear.so"
+_KERNEL_LIBRARY = "kernels/kernels.so"
 
 
 class CpuBackend:
     """Ahead-of-time compiled graphs for this type of CPU."""
 
     name = "cpu"
+
+    def __init__(self, num_ranks: int = 1) -> None:
+        self._num_ranks = num_ranks
 
     def platform(self) -> str:
         return cpu_target()
@@ -61,17 +65,25 @@ class CpuBackend:
             compiled[entry] = [str(file) for file in files]
         report(len(work), len(work), "package")
         package_aoti(str(folder / _PACKAGE), compiled)
-        if any(choice.chosen == LINEAR_KERNEL for choice in choices):
-            # The artefact carries the kernel its graphs call, so that loading needs no compiler.
+        if uses_library(choices):
+            # The artefact carries the kernels its graphs call, so that loading needs no compiler.
             (folder / _KERNEL_LIBRARY).parent.mkdir()
-            shutil.copy2(linear_library_path(), folder / _KERNEL_LIBRARY)
+            shutil.copy2(library_path(), folder / _KERNEL_LIBRARY)
         (folder / _INDEX).write_text(json.dumps(names, indent=1, sort_keys=True), encoding="utf-8")
         return sorted(choices, key=lambda choice: (choice.op, choice.chosen))
 
-    def load(self, program: Program, folder: Path, weights: Mapping[str, Tensor]) -> CpuRank:
+    def world(self) -> World:
+        return host_world(self._num_ranks)
+
+    def load(
+        self, program: Program, folder: Path, weights: Sequence[Mapping[str, Tensor]]
+    ) -> list[CpuRank]:
+        return [self._load(program, folder, of_rank) for of_rank in weights]
+
+    def _load(self, program: Program, folder: Path, weights: Mapping[str, Tensor]) -> CpuRank:
         names = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
         if (folder / _KERNEL_LIBRARY).is_file():
-            load_linear_library(folder / _KERNEL_LIBRARY)
+            load_library(folder / _KERNEL_LIBRARY)
         models = {}
         for phase in Phase:
             models[phase] = program.build(phase)
@@ -140,6 +152,10 @@ class CpuRank:
                 (x,) = call([x], inputs)
             results = calls[-1]([model.last_hidden(x, inputs)], inputs)
         return dict(zip(spec.outputs, results, strict=True))
+
+    def reset(self) -> None:
+        for cache in self.caches:
+            cache.zero_()
 
 
 def _open(package: Path, entry: str) -> torch._C._aoti.AOTIModelPackageLoader:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import warnings
 from pathlib import Path
@@ -11,9 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from nxdi.kernels.cpu.linear import linear_inductor_options
+from nxdi.kernels.cpu.attend import ATTEND_C_SHIM, load_attend_op
+from nxdi.kernels.cpu.library import uses_library
+from nxdi.kernels.cpu.linear import LINEAR_C_SHIM, load_linear_op
 from nxdi.kernels.registry import Choice, platform
-from nxdi.runtime.backends.cpu.linear import LINEAR_KERNEL, use_linear_kernels
+from nxdi.runtime.backends.cpu.linear import use_linear_kernels
+from nxdi.runtime.backends.cpu.pieces import digest
 from nxdi.runtime.backends.cpu.target import compiler_version, cpu_target
 from nxdi.runtime.compile_cache import cache_key, get_or_build
 
@@ -21,7 +23,6 @@ from nxdi.runtime.compile_cache import cache_key, get_or_build
 # nothing.
 _OPTIONS: dict[str, Any] = {
     "aot_inductor.package": True,
-    "aot_inductor.package_constants_in_so": False,
     "aot_inductor.compile_wrapper_opt_level": "O0",
     # Elements that are worth a thread of their own: a decode step is made of small loops.
     "cpp.min_chunk_size": 4096,
@@ -34,11 +35,17 @@ def compile_piece(piece: nn.Module, arguments: tuple[Any, ...]) -> tuple[list[Pa
         graph = torch.export.export(piece, arguments, strict=False).module()
     assert isinstance(graph, torch.fx.GraphModule)
     choices |= use_linear_kernels(graph)
-    options = {**_OPTIONS, **_kernel_options(choices)}
+    constants = _constants(graph)
+    options = {
+        **_OPTIONS,
+        **_kernel_options(choices),
+        # Weights are inputs; tables that a model keeps as plain tensors go into the code.
+        "aot_inductor.package_constants_in_so": bool(constants),
+    }
     key = cache_key(
         {
-            "graph": graph.code,
-            "constants": {name: _digest(t) for name, t in _constants(graph).items()},
+            "graph": _code(graph),
+            "constants": {name: digest(t) for name, t in constants.items()},
             "arguments": [
                 f"{t.dtype} {tuple(t.shape)} {t.stride()}" for part in arguments for t in part
             ],
@@ -52,20 +59,27 @@ def compile_piece(piece: nn.Module, arguments: tuple[Any, ...]) -> tuple[list[Pa
     return sorted(folder.glob("piece/*")), sorted(choices, key=lambda choice: choice.op)
 
 
+def _code(graph: torch.fx.GraphModule) -> list[str]:
+    """The program, with those of the graphs it calls."""
+    return [part.code for part in graph.modules() if isinstance(part, torch.fx.GraphModule)]
+
+
 def _constants(graph: torch.fx.GraphModule) -> dict[str, torch.Tensor]:
-    return {**dict(graph.named_parameters()), **dict(graph.named_buffers())}
-
-
-def _digest(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(
-        tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()
-    ).hexdigest()
+    """The tensors that are part of the graph; export keeps some of them as plain attributes."""
+    return {
+        f"{path}.{name}": value
+        for path, part in graph.named_modules()
+        for name, value in {**vars(part), **part._parameters, **part._buffers}.items()
+        if isinstance(value, torch.Tensor)
+    }
 
 
 def _kernel_options(choices: set[Choice]) -> dict[str, Any]:
-    """How compiled code calls our kernels: directly, where the graph uses them."""
-    uses_linear = any(choice.chosen == LINEAR_KERNEL for choice in choices)
-    return linear_inductor_options() if uses_linear else {}
+    """How compiled code calls our kernels: their C functions, not torch's dispatcher."""
+    if not uses_library(choices):
+        return {}
+    shims = {load_linear_op(): [LINEAR_C_SHIM], load_attend_op(): [ATTEND_C_SHIM]}
+    return {"aot_inductor.custom_ops_to_c_shims": shims}
 
 
 def _compile(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
-from nxdi.kernels.cpu.linear import linear_unsupported_reason, load_linear_op
+from nxdi.kernels.cpu.library import unsupported_reason
+from nxdi.kernels.cpu.linear import MAX_WEIGHTS, load_linear_op
 from nxdi.kernels.cpu.onednn import onednn_linear
 from nxdi.kernels.registry import Choice
 
@@ -46,12 +48,16 @@ def use_linear_kernels(graph: GraphModule) -> set[Choice]:
     """Replace every linear by the first kernel that can compute it, casts of its weight included.
 
     The kernels widen 16-bit weights while they stream them, so that no float32 copy is made.
+    Linears of the same activations become one call where the kernel takes several weights.
     Returns: what was chosen, and why the candidates before it were not.
     """
     choices = set()
     for node in list(graph.graph.nodes):
         if node.target is torch.ops.aten.linear.default:
             choices.add(_choose(graph, node))
+    if any(choice.chosen == LINEAR_KERNEL for choice in choices):
+        for calls in _mergeable(graph, load_linear_op()):
+            _merge(graph, calls)
     graph.graph.lint()
     graph.recompile()
     return choices
@@ -84,7 +90,7 @@ def _streaming_declines(call: _Call) -> str | None:
         return f"activations are {x.dtype}, not float32"
     if weight.dtype not in _WEIGHT_DTYPES or weight.dim() != 2 or not weight.is_contiguous():
         return f"weight is {weight.dtype} with strides {weight.stride()}"
-    return linear_unsupported_reason()
+    return unsupported_reason()
 
 
 _KERNELS = (
@@ -128,3 +134,36 @@ def _replace(graph: GraphModule, node: Node, kernel: _Kernel, call: _Call) -> No
     for cast in casts:
         if isinstance(cast, Node) and cast.target in _CASTS and not cast.users:
             graph.graph.erase_node(cast)
+
+
+def _mergeable(graph: GraphModule, kernel: OpOverload) -> Iterator[list[Node]]:
+    """Calls of the streaming kernel that one call can serve: they share their activations."""
+    groups: dict[object, list[Node]] = {}
+    num_writes = 0  # in place, so far: the same node may hold other values after one
+    for node in graph.graph.nodes:
+        if node.target is kernel:
+            x, weight, bias = node.args
+            # Inputs of the graph are there before the first call; what is computed may not be.
+            if all(tensor is None or tensor.op == "placeholder" for tensor in (weight, bias)):
+                groups.setdefault((x, weight.meta["val"].dtype, num_writes), []).append(node)
+        elif isinstance(node.target, OpOverload):
+            num_writes += node.target._schema.is_mutable
+    for alike in groups.values():
+        for first in range(0, len(alike), MAX_WEIGHTS):
+            yield alike[first : first + MAX_WEIGHTS]
+
+
+def _merge(graph: GraphModule, calls: Sequence[Node]) -> None:
+    """Threads start once for all, and the weights are read as if they were one."""
+    if len(calls) == 1:
+        return
+    operands = [operand for call in calls for operand in call.args[1:]]
+    sizes = [call.meta["val"].shape[-1] for call in calls]
+    with graph.graph.inserting_before(calls[0]):
+        merged = graph.graph.call_function(load_linear_op(), (calls[0].args[0], *operands))
+        split = torch.ops.aten.split_with_sizes.default
+        parts = graph.graph.call_function(split, (merged, sizes, -1))
+        for index, call in enumerate(calls):
+            call.replace_all_uses_with(graph.graph.call_function(operator.getitem, (parts, index)))
+    for call in calls:
+        graph.graph.erase_node(call)

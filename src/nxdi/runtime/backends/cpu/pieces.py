@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from nxdi.config import InferenceConfig
 from nxdi.graph.inputs import TOKENS, InputSpec
 from nxdi.graph.plan import GraphSpec
 from nxdi.runtime.backend import StepModule
@@ -166,16 +167,24 @@ def structure(module: nn.Module) -> object:
     plain = {
         name: _described(value)
         for name, value in vars(module).items()
-        if name not in ("_parameters", "_buffers", "_modules", "config", "neuron_config")
+        if name not in ("_parameters", "_buffers", "_modules")
     }
     tensors = tuple((name, tuple(t.shape), t.dtype) for name, t in tensors_of(module).items())
     children = tuple((name, structure(child)) for name, child in module.named_children())
     return type(module), tuple(sorted(plain.items())), tensors, children
 
 
+def digest(tensor: Tensor) -> str:
+    """Hash of a tensor's dtype, shape and values."""
+    data = tensor.detach().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+    return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(data).hexdigest()}"
+
+
 def _described(value: object) -> str:
     if isinstance(value, Tensor):  # its repr leaves out the middle
-        return hashlib.sha256(value.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+        return digest(value)
+    if isinstance(value, InferenceConfig):  # its repr is its address
+        return f"{type(value).__name__}({_described(vars(value))})"
     if isinstance(value, (list, tuple)):
         return f"{type(value).__name__}({', '.join(_described(item) for item in value)})"
     if isinstance(value, dict):
