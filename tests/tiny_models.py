@@ -16,13 +16,35 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    Cohere2Config,
+    Cohere2ForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    Glm4Config,
+    Glm4ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 from nxdi.config import load_pretrained_config
@@ -45,21 +67,73 @@ _SHAPE: dict[str, Any] = {
     "eos_token_id": None,
     "pad_token_id": 0,
 }
+_MULTIPLIERS = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.4,
+    "residual_multiplier": 0.6,
+    "logits_scaling": 1.5,
+}
+# Caps low enough to bend the scores and logits that tiny models have.
+_GEMMA2: dict[str, Any] = {
+    "head_dim": 16,
+    "query_pre_attn_scalar": 24,
+    "attn_logit_softcapping": 4.0,
+    "final_logit_softcapping": 12.0,
+    "sliding_window": 24,
+}
+_GEMMA3: dict[str, Any] = {
+    "head_dim": 16,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 24,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "rope_local_base_freq": 100.0,
+    "rope_theta": 10000.0,
+    "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+}
+_GPT2: dict[str, Any] = {"n_inner": 112, "n_positions": 2048}
+# Windows, and after every second of them a layer that sees everything and knows no positions.
+_COHERE2: dict[str, Any] = {
+    "num_hidden_layers": 3,
+    "sliding_window": 24,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "logit_scale": 0.4,
+}
 _FAMILIES: dict[str, tuple[type[Any], type[PreTrainedModel], dict[str, Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM, {}),
     "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": 24}),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 24}),
+    "granite": (GraniteConfig, GraniteForCausalLM, _MULTIPLIERS),
+    "olmo2": (Olmo2Config, Olmo2ForCausalLM, {}),
+    "gemma2": (Gemma2Config, Gemma2ForCausalLM, _GEMMA2),
+    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM, _GEMMA3),
+    "phi3": (Phi3Config, Phi3ForCausalLM, {}),
+    "smollm3": (SmolLM3Config, SmolLM3ForCausalLM, {"no_rope_layers": [1, 0]}),
+    "gpt2": (GPT2Config, GPT2LMHeadModel, _GPT2),
+    "gpt_neox": (GPTNeoXConfig, GPTNeoXForCausalLM, {}),
+    "cohere2": (Cohere2Config, Cohere2ForCausalLM, _COHERE2),
+    "glm4": (Glm4Config, Glm4ForCausalLM, {"head_dim": 16}),
 }
 FAMILIES = tuple(_FAMILIES)
+# Multiplied again in the model: drawn as wide as the others, a tied embedding repeats its input.
+_SCALING_EMBEDDINGS = ("gemma2", "gemma3")
 
 
 def tiny_hf_model(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """A float32 Hugging Face model of 2 layers in eval mode; `overrides` go to its config."""
     config_cls, model_cls, particular = _FAMILIES[family]
-    model = model_cls(config_cls(**{**_SHAPE, **particular, **overrides})).float().eval()
+    config = config_cls(**{**_SHAPE, **particular, **overrides})
+    model = drawn_wide(model_cls(config), seed)
+    if family in _SCALING_EMBEDDINGS:
+        model.get_input_embeddings().weight.data /= model.config.hidden_size**0.5
+    return model
+
+
+def drawn_wide(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """A float32 model with all its weights drawn anew."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in model.float().eval().named_parameters():
             parameter.copy_(_draw(name, parameter, generator))
     return model
 
@@ -70,7 +144,9 @@ def _draw(name: str, parameter: nn.Parameter, generator: torch.Generator) -> tor
         return 0.3 * noise
     if parameter.dim() == 1:
         return 1 + 0.1 * noise
-    return noise * (1.6 / parameter.shape[-1] ** 0.5)
+    # GPT-2 stores its projections as [input, output].
+    fan_in = parameter.shape[0 if ".c_" in name else -1]
+    return noise * (1.6 / fan_in**0.5)
 
 
 def save_tiny(model: PreTrainedModel, folder: Path) -> Path:

@@ -29,6 +29,8 @@ KWARGS = {
     "generation/hf_adapter.py HuggingFaceGenerationAdapter._sample": "the same",
     "generation/hf_adapter.py HuggingFaceGenerationAdapter._prepare_generation_config": "the same",
     "generation/hf_adapter.py HuggingFaceGenerationAdapter._prepare_cache_for_generation": "same",
+    "models/gemma2/modeling_gemma2.py NeuronGemma2ForCausalLM.load_hf_model": "transformers'",
+    "models/generic/modeling_generic.py GenericInferenceConfig.from_pretrained": "as in its base",
     "models/auto.py AutoModelForCausalLM.from_pretrained": "keywords of NeuronConfig",
     "models/causal_lm.py NeuronBaseForCausalLM.__call__": "handed to forward, which checks them",
     "models/application_base.py NeuronApplicationBase.load_hf_model": "transformers' keywords",

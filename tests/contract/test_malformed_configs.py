@@ -133,6 +133,16 @@ CONFIGS: Kinds = {
     "a rope factor of 0": (rope(rope_type="linear", factor=0), ConfigError, "factor=0"),
     "a negative rope factor": (rope(rope_type="linear", factor=-2.0), ConfigError, "factor=-2"),
     "a rope factor in text": (rope(rope_type="linear", factor="2"), ConfigError, "factor='2'"),
+    "a rope part beyond all": (
+        config(partial_rotary_factor=10**12),
+        ConfigError,
+        "'partial_rotary_factor'=1000000000000 must be",
+    ),
+    "a rope part in text": (
+        rope(rope_type="default", partial_rotary_factor="half"),
+        ConfigError,
+        "partial_rotary_factor",
+    ),
     "rope that is text": (config(rope_parameters="linear"), ConfigError, "rope"),
     "types of fewer layers": (config(layer_types=[]), ConfigError, "layer_types names 0 layers"),
     "types that are numbers": (config(layer_types=[1]), ConfigError, "must be a list of names"),

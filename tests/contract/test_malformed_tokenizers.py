@@ -41,6 +41,7 @@ def template(text: object) -> Spoil:
 
 CANNOT = "its tokenizer cannot be loaded"
 FAILS = "its chat template fails"
+DOUBLE = {"type": "Replace", "pattern": {"String": "l"}, "content": "ll"}
 TOKENIZERS: Kinds = {
     "empty": (write("tokenizer.json", ""), ConfigError, CANNOT),
     "not JSON": (write("tokenizer.json", "{"), ConfigError, CANNOT),
@@ -94,12 +95,42 @@ TOKENIZERS: Kinds = {
     "settings: a class that is a number": (
         values("tokenizer_config.json", tokenizer_class=3),
         ConfigError,
-        CANNOT,
+        "tokenizer_config.json: tokenizer_class must be a name",
+    ),
+    "settings: a class that is a model": (
+        values("tokenizer_config.json", tokenizer_class="LlamaForCausalLM"),
+        ConfigError,
+        "tokenizer_config.json: tokenizer_class='LlamaForCausalLM' is no tokenizer",
+    ),
+    "settings: a class that is a function": (
+        values("config.json", tokenizer_class="pipeline"),
+        ConfigError,
+        "config.json: tokenizer_class='pipeline' is no tokenizer",
     ),
     "special tokens: a list": (
         write("special_tokens_map.json", []),
         ConfigError,
         "special_tokens_map.json holds a list",
+    ),
+    "a token with a huge id": (
+        tokenizer(model={"type": "BPE", "vocab": {"a": 2**31}, "merges": []}),
+        ConfigError,
+        "tokenizer.json: token id 2147483648 is more than 16777216",
+    ),
+    "rules that double a text": (
+        tokenizer(normalizer={"type": "Sequence", "normalizers": [DOUBLE] * 40}),
+        ConfigError,
+        "tokenizer.json: its rules can make a text 1099511627776 times as long",
+    ),
+    "a rule that puts a large text": (
+        tokenizer(normalizer={**DOUBLE, "content": "l" * 10**6}),
+        ConfigError,
+        "tokenizer.json: its rules can make a text 1000000 times as long",
+    ),
+    "settings: many special tokens": (
+        values("tokenizer_config.json", extra_special_tokens=[str(i) for i in range(20_000)]),
+        ConfigError,
+        "tokenizer_config.json: extra_special_tokens holds 20000 tokens",
     ),
     "template: a number": (template(3), ConfigError, "template"),
     "template: a syntax error": (template("{% for %}"), ConfigError, FAILS),

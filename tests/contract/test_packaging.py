@@ -37,7 +37,7 @@ def metadata_file(wheel: zipfile.ZipFile, name: str) -> str:
 
 def test_every_source_file_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
     source = ROOT / "src"
-    kinds = ("*.py", "*.cpp", "py.typed")
+    kinds = ("*.py", "*.cpp", "*.h", "py.typed")
     expected = {p.relative_to(source).as_posix() for kind in kinds for p in source.rglob(kind)}
     packaged = {name for name in wheel.namelist() if not name.startswith("nxdi-")}
     assert "nxdi/py.typed" in packaged

@@ -15,6 +15,7 @@ from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.models.model_base import NeuronBaseModel
 from nxdi.modules.attention import NeuronAttentionBase
 from nxdi.modules.attention.attend import Attend
+from nxdi.modules.attention.projections import QKVProjection
 from nxdi.modules.context import LayerContext
 from nxdi.modules.decoder_layer import PreNormDecoderLayer
 from nxdi.runtime import runner
@@ -34,7 +35,14 @@ STEP = [
 # ... inside the graph ...
 GRAPH = ["embed", "layer 0", "layer 1", "last_hidden", "head"]
 # ... and inside the attention of a layer.
-ATTENTION = ["project", "split_heads", "position", "append", "attend", "merge_and_project"]
+ATTENTION = [
+    "qkv_proj",
+    "split_heads",
+    "apply_rotary_embedding",
+    "append",
+    "attend",
+    "merge_and_project",
+]
 
 FUNCTIONS: dict[str, tuple[Any, str]] = {
     "NeuronBaseForCausalLM.forward": (NeuronBaseForCausalLM, "forward"),
@@ -46,9 +54,9 @@ FUNCTIONS: dict[str, tuple[Any, str]] = {
     "embed": (NeuronBaseModel, "embed"),
     "last_hidden": (NeuronBaseModel, "last_hidden"),
     "head": (NeuronBaseModel, "head"),
-    "project": (NeuronAttentionBase, "project"),
+    "qkv_proj": (QKVProjection, "forward"),
     "split_heads": (NeuronAttentionBase, "split_heads"),
-    "position": (NeuronAttentionBase, "position"),
+    "apply_rotary_embedding": (NeuronAttentionBase, "apply_rotary_embedding"),
     "append": (LayerContext, "append"),
     "attend": (Attend, "__call__"),
     "merge_and_project": (NeuronAttentionBase, "merge_and_project"),

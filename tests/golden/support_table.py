@@ -20,7 +20,7 @@ def make_table() -> str:
     everything = [variant.name for variant in table.VARIANTS]
     columns = {
         "`eager`": _yes_for(everything),
-        "`cpu`": _yes_for([name for name, _ in table.CPU]),
+        "`cpu`": _yes_for([name for name, _ in (*table.CPU, *table.CPU_SLOW)]),
         "tensor parallel in one process": _tp_degrees(),
         "tensor parallel under torchrun": {
             family: "2" if yes == "yes" else yes for family, yes in _yes_for(table.TORCHRUN).items()

@@ -10,7 +10,19 @@ import sys
 from collections.abc import Sequence
 
 from nxdi._version import __version__
-from nxdi.cli import cache, chat, compile, convert_gguf, generate
+from nxdi.cli import (
+    bench,
+    cache,
+    chat,
+    check,
+    compile,
+    convert_gguf,
+    doctor,
+    generate,
+    info,
+    lower,
+    port,
+)
 from nxdi.errors import NxdiError
 
 EXIT_BAD_REQUEST = 2  # what argparse exits with as well
@@ -19,7 +31,8 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _EPILOG = """\
 exit codes:
   0    done
-  1    unexpected failure, with a traceback
+  1    unexpected failure, with a traceback; of `port`: a name is missing; of `doctor`:
+       something that nxdi needs has failed; of `check`: the model differs
   2    the request cannot be met; one line on stderr says why and what to change
   130  interrupted
 """
@@ -35,7 +48,19 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"nxdi {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (compile, generate, chat, cache, convert_gguf):
+    for command in (
+        compile,
+        generate,
+        chat,
+        bench,
+        check,
+        info,
+        doctor,
+        lower,
+        cache,
+        convert_gguf,
+        port,
+    ):
         command.add_parser(subparsers)
     return parser
 
@@ -44,10 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line. Returns: the exit code."""
     args = make_parser().parse_args(argv)
     try:
-        args.run(args)
+        return int(args.run(args) or 0)
     except NxdiError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_REQUEST
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    return 0

@@ -14,6 +14,7 @@ from nxdi.cli.model_options import (
     load_model,
     load_tokenizer,
 )
+from nxdi.cli.prompts import encode_chat
 from nxdi.errors import ConfigError
 
 
@@ -44,9 +45,7 @@ def run(args: argparse.Namespace) -> None:
     messages: list[dict[str, str]] = []
     for line in _read_lines() if args.prompt is None else [args.prompt]:
         messages.append({"role": "user", "content": line})
-        prompt: Any = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        prompt = encode_chat(args.model, tokenizer, messages)
         answer = print_answer(model, tokenizer, prompt, args)
         messages.append({"role": "assistant", "content": answer})
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nxdi.cli.format import format_size
-from nxdi.cli.model_options import add_model_options, check_model_folder, config_keywords
+from nxdi.cli.model_options import add_model_options, plan_model
 from nxdi.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -29,16 +29,11 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Compile unless the folder is up to date, and say in one line what it holds."""
-    check_model_folder(args.model)
-    keywords = config_keywords(args)
+    model = plan_model(args)
 
-    from nxdi.models.auto import AutoModelForCausalLM
     from nxdi.runtime.store import read_manifest
 
     start = time.perf_counter()
-    model_cls = AutoModelForCausalLM.class_for(args.model)
-    neuron_config = model_cls.get_config_cls().get_neuron_config_cls()(**keywords)
-    model = model_cls(args.model, neuron_config=neuron_config)
     is_current = _is_current(model, args.out)
     if not is_current:
         model.compile(args.out)

@@ -12,6 +12,7 @@ from nxdi.cli.model_options import (
     load_model,
     load_tokenizer,
 )
+from nxdi.cli.prompts import encode_text
 
 
 def add_parser(subparsers: Any) -> None:
@@ -31,4 +32,4 @@ def run(args: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(args.model)
     model = load_model(args)
     set_seed(args)
-    print_answer(model, tokenizer, tokenizer(args.prompt, return_tensors="pt"), args)
+    print_answer(model, tokenizer, encode_text(args.model, tokenizer, args.prompt), args)

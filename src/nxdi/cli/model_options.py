@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nxdi.cli.prompts import explain_tokenizer_errors
 from nxdi.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,14 +25,19 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--seq-len",
         type=int,
-        default=DEFAULT_SEQ_LEN,
         metavar="N",
-        help="tokens of prompt and answer together (default: %(default)s)",
+        help=f"tokens of prompt and answer together (default: {DEFAULT_SEQ_LEN})",
     )
     group.add_argument("--max-context-length", type=int, metavar="N", help="longest prompt, tokens")
     group.add_argument("--batch-size", type=int, metavar="N", help="rows of a batch (default: 1)")
     group.add_argument("--tp-degree", type=int, metavar="N", help="tensor-parallel ranks")
     group.add_argument("--dtype", dest="torch_dtype", metavar="NAME", help="dtype of the weights")
+    group.add_argument(
+        "--architecture",
+        metavar="NAME",
+        help="what serves the model, if not what its config.json names: `generic` for Llama's "
+        "layout under an unknown name",
+    )
     group.add_argument("--backend", metavar="NAME", help="where it runs (default: auto)")
     group.add_argument(
         "--option",
@@ -40,6 +46,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=VALUE",
         help="any other NeuronConfig option; VALUE is JSON or plain text; may be repeated",
+    )
+    group.add_argument(
+        "--recipe",
+        type=Path,
+        metavar="FILE",
+        help="YAML file with NeuronConfig options; options given here win over it",
     )
 
 
@@ -54,9 +66,10 @@ def add_artifact_option(parser: argparse.ArgumentParser) -> None:
 
 
 def config_keywords(args: argparse.Namespace) -> dict[str, Any]:
-    """The NeuronConfig keywords of a command line; graphs are bucketed unless it says otherwise.
+    """The NeuronConfig keywords of a command line and its recipe, whose options give way.
 
-    Raises: ConfigError if one is set twice.
+    Graphs are bucketed unless either says otherwise.
+    Raises: ConfigError if one is set twice, or the recipe cannot be read.
     """
     names = ("seq_len", "max_context_length", "batch_size", "tp_degree", "torch_dtype", "backend")
     keywords = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
@@ -67,7 +80,22 @@ def config_keywords(args: argparse.Namespace) -> dict[str, Any]:
         if name in keywords:
             raise ConfigError(f"--option {name} is given twice; keep one")
         keywords[name] = value
-    return {"enable_bucketing": True, **keywords}
+    return {"enable_bucketing": True, "seq_len": DEFAULT_SEQ_LEN, **_recipe(args), **keywords}
+
+
+def plan_model(args: argparse.Namespace) -> NeuronBaseForCausalLM:
+    """The model of a command line, neither compiled nor loaded.
+
+    Raises: ConfigError if there is no such model folder or an option is wrong.
+    """
+    check_model_folder(args.model)
+    keywords = config_keywords(args)
+
+    from nxdi.models.auto import AutoModelForCausalLM
+
+    model_cls = AutoModelForCausalLM.class_for(args.model, args.architecture)
+    neuron_config = model_cls.get_config_cls().get_neuron_config_cls()(**keywords)
+    return model_cls(args.model, neuron_config=neuron_config)
 
 
 def load_model(args: argparse.Namespace) -> NeuronBaseForCausalLM:
@@ -81,7 +109,7 @@ def load_model(args: argparse.Namespace) -> NeuronBaseForCausalLM:
     from nxdi.models.auto import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(
-        args.model, artifact_dir=args.artifact_dir, **keywords
+        args.model, architecture=args.architecture, artifact_dir=args.artifact_dir, **keywords
     )
 
 
@@ -100,15 +128,25 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     from transformers import AutoTokenizer
 
-    try:
+    from nxdi.cli.tokenizer_files import check_tokenizer_files
+    from nxdi.config.from_hf import check_config_file
+
+    check_config_file(folder / "config.json")  # a tokenizer may take its class from there
+    check_tokenizer_files(folder)
+    with explain_tokenizer_errors(folder, "cannot be loaded"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(
-            f"{folder}: its tokenizer cannot be loaded ({error}); add its files"
-        ) from error
-    return tokenizer
+        return tokenizer
+
+
+def _recipe(args: argparse.Namespace) -> dict[str, Any]:
+    if args.recipe is None:
+        return {}
+
+    from nxdi.config.recipe import load_recipe
+
+    return load_recipe(args.recipe)
 
 
 def _parse_option(text: str) -> tuple[str, Any]:

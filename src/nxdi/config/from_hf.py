@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from nxdi.config import serialize
+from nxdi.config import limits, serialize
 from nxdi.config.keywords import to_torch_dtype
 from nxdi.config.validate import check_weight_dtype
 from nxdi.errors import ConfigError
@@ -45,8 +45,12 @@ def load_pretrained_config(
         raise ConfigError("give exactly one of model_path_or_name and hf_config")
 
     def load_config(config: InferenceConfig) -> None:
-        source = _read(model_path_or_name) if model_path_or_name is not None else hf_config
-        attributes = _normalise(source)
+        if model_path_or_name is None:
+            source, attributes = hf_config, _normalise(hf_config)
+        else:
+            source = _read(model_path_or_name, type(config))
+            attributes = _normalise(source)
+            limits.check_complete(attributes, str(model_path_or_name))
         dtype = attributes.pop("dtype")
         if dtype is not None and not config.neuron_config.overrides_torch_dtype:
             dtype = to_torch_dtype(dtype)
@@ -64,7 +68,7 @@ def to_pretrained_config(config: InferenceConfig) -> PretrainedConfig:
     from transformers import PretrainedConfig
 
     # transformers 5 would fold `rope_scaling` into `rope_parameters`, which have it already.
-    left_out = {*_NOT_MODEL_ATTRIBUTES, "rope_scaling"}
+    left_out = {*_NOT_MODEL_ATTRIBUTES, "rope_scaling", "dtype", "torch_dtype"}
     attributes: Any = {
         name: vars(value) if isinstance(value, SimpleNamespace) else value
         for name, value in serialize.public(config).items()
@@ -77,33 +81,57 @@ def to_pretrained_config(config: InferenceConfig) -> PretrainedConfig:
     return made
 
 
-def _read(model_path_or_name: str | PathLike[str]) -> PretrainedConfig:
+def _read(model_path_or_name: str | PathLike[str], owner: type) -> PretrainedConfig:
     """Read a model's config.json through transformers, never running code that came with it."""
     from transformers import CONFIG_MAPPING, AutoConfig
     from transformers import __version__ as transformers_version
+    from transformers.utils.hub import cached_file
 
     source = str(model_path_or_name)
     folder = Path(source).expanduser()
-    if folder.is_dir():
-        file = folder / "config.json"
-        model_type = serialize.parse(serialize.read_text(file), str(file)).get("model_type")
-        source = str(folder)
+    try:
+        if folder.is_dir():
+            source, file = str(folder), folder / "config.json"
+        elif _HUB_ID.fullmatch(source):
+            file = Path(str(cached_file(source, "config.json")))
+        else:
+            raise ConfigError(f"no model folder at {source!r}; correct the path")
+        data = check_config_file(file)
+        limits.check_names(data, owner, str(file))
+        model_type = data.get("model_type")
         if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
             raise ConfigError(
                 f"{file}: transformers {transformers_version} does not know model_type="
-                f"{model_type!r}, and code from a model folder is never run; give a config object "
-                "as hf_config, or write a load_config for this model"
+                f"{limits.shown(model_type)}, and code from a model folder is never run; give a "
+                "config object as hf_config, or write a load_config for this model"
             )
-    elif not _HUB_ID.fullmatch(source):
-        raise ConfigError(f"no model folder at {source!r}; correct the path")
-    try:
         found: PretrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except ConfigError:
+        raise
     except Exception as error:  # transformers raises whatever its parsers raise; all mean the same
         raise ConfigError(
             f"no usable config for {source!r}: {error}; give an existing model folder or "
             "Hugging Face id, and correct the values it names"
         ) from error
     return found
+
+
+def check_config_file(file: Path) -> dict[str, Any]:
+    """Check the values of a config.json, before transformers makes anything of them.
+
+    Returns: its content.
+    Raises: ConfigError naming the file and the value.
+    """
+    from transformers import CONFIG_MAPPING, PretrainedConfig
+
+    data = serialize.parse(serialize.read_text(file), str(file))
+    model_type = data.get("model_type")
+    config_cls: type = PretrainedConfig
+    if isinstance(model_type, str) and model_type in CONFIG_MAPPING:
+        config_cls = CONFIG_MAPPING[model_type]
+    limits.check_names(data, config_cls, str(file))
+    limits.check_values(data, getattr(config_cls, "attribute_map", {}), str(file))
+    return data
 
 
 def _normalise(source: Any) -> dict[str, Any]:
@@ -147,7 +175,7 @@ def _fill_rope(attributes: dict[str, Any]) -> None:
     if parameters is None:
         return
     if not isinstance(parameters, dict):
-        raise ConfigError(f"rope_parameters={parameters!r} must be a mapping or absent")
+        raise ConfigError(f"rope_parameters={limits.shown(parameters)} must be a mapping or absent")
     is_by_layer_type = all(isinstance(value, dict) for value in parameters.values())
     for each in parameters.values() if is_by_layer_type else [parameters]:
         _check_rope(each)
@@ -165,11 +193,17 @@ def _rope_from_4x(attributes: dict[str, Any]) -> dict[str, Any] | None:
     if theta is None and scaling is None:
         return None
     if scaling is not None and not isinstance(scaling, dict):
-        raise ConfigError(f"rope_scaling={scaling!r} must be a mapping with a rope_type, or null")
+        raise ConfigError(
+            f"rope_scaling={limits.shown(scaling)} must be a mapping with a rope_type, or null"
+        )
     scaling = dict(scaling or {"rope_type": "default"})
     if "rope_type" not in scaling:
         # Older checkpoints say `type`.
         scaling["rope_type"] = scaling.get("type")
+    if scaling["rope_type"] == "longrope":
+        # Phi-3 keeps it beside the scaling.
+        trained_len = attributes.get("original_max_position_embeddings")
+        scaling.setdefault("original_max_position_embeddings", trained_len)
     companions = {
         name: attributes[name]
         for name in ("rope_theta", "partial_rotary_factor")
@@ -195,11 +229,12 @@ def _rope_to_4x(parameters: dict[str, Any]) -> dict[str, Any]:
 
 def _check_rope(parameters: dict[str, Any]) -> None:
     """Refuse what would silently become plain RoPE, which transformers only warns about."""
-    kind = parameters.get("rope_type")
+    kind, said = parameters.get("rope_type"), f"the RoPE parameters {limits.shown(parameters)}"
     if not isinstance(kind, str):
-        raise ConfigError(f"the RoPE parameters {parameters} name no rope_type; add one")
+        raise ConfigError(f"{said} name no rope_type; add one")
     if kind == "default" and "factor" in parameters:
         raise ConfigError(
-            f"the RoPE parameters {parameters} have a factor and rope_type 'default', which does "
-            "not scale; name the rope_type that is meant, such as 'linear', or remove the factor"
+            f"{said} have a factor and rope_type 'default', which does not scale; name the "
+            "rope_type that is meant, such as 'linear', or remove the factor"
         )
+    limits.check_rope_numbers(parameters)

@@ -20,6 +20,7 @@ class Status(str, Enum):
 
     SUPPORTED = "supported"
     NO_OP = "no-op"  # accepted in any value; it cannot change the result
+    DEVICE = "device"  # tells the neuron backend how to compile; a no-op on the others
     REFUSED = "refused"  # only the default (or a value in `accepted`) is accepted
 
 
@@ -48,10 +49,11 @@ def check_options(config: NeuronConfig) -> None:
 
 def no_op_options(config: NeuronConfig) -> list[tuple[str, Any, str]]:
     """(name, value, reason) of each option that was changed and has no effect here."""
+    without_effect = {Status.NO_OP} | ({Status.DEVICE} if config.backend != "neuron" else set())
     return [
         (f.name, getattr(config, f.name), OPTIONS[f.name].reason)
         for f in changed_fields(config)
-        if f.name in OPTIONS and OPTIONS[f.name].status is Status.NO_OP
+        if f.name in OPTIONS and OPTIONS[f.name].status in without_effect
     ]
 
 
@@ -61,7 +63,7 @@ _SUPPORTED = """
     enable_bucketing context_encoding_buckets token_generation_buckets
     token_generation_batches torch_dtype overrides_torch_dtype output_logits
     on_device_sampling_config tp_degree sequence_parallel_enabled vocab_parallel
-    save_sharded_checkpoint skip_warmup attn_cls
+    save_sharded_checkpoint skip_warmup attn_cls world_size start_rank_id local_ranks_size
 """
 
 _NO_OPS = {
@@ -78,10 +80,8 @@ _NO_OPS = {
         expert_mlp_nki_kernel_enabled shared_mlp_nki_kernel_enabled disable_argmax_kernel
     """,
     "it tunes the Neuron compiler or runtime": """
-        enable_cte_modular_flow layer_boundary_markers cc_pipeline_tiling_factor
-        seq_len_threshold_for_cc_tiling target enable_spill_reload_dge
-        weights_to_skip_layout_optimization dma_order_config scratchpad_page_size
-        enable_output_completion_notifications logical_neuron_cores logical_nc_config
+        enable_cte_modular_flow layer_boundary_markers seq_len_threshold_for_cc_tiling
+        weights_to_skip_layout_optimization
     """,
     "it chooses between collectives with equal results": """
         weight_gather_seq_len_threshold ep_dispatch_cc_option disable_numeric_cc_token switch_cc
@@ -104,6 +104,12 @@ _NO_OPS = {
         lm_head_pad lm_head_pad_alignment_size
     """,
 }
+
+_DEVICE = """
+    target logical_neuron_cores logical_nc_config cc_pipeline_tiling_factor enable_spill_reload_dge
+    dma_order_config scratchpad_page_size enable_output_completion_notifications
+"""
+_DEVICE_REASON = "it tells the Neuron compiler what the device is and how to compile for it"
 
 _REFUSALS: dict[tuple[str, str], str] = {
     ("continuous batching is not part of this release", "use static batches of batch_size rows"): (
@@ -141,17 +147,15 @@ _REFUSALS: dict[tuple[str, str], str] = {
     ("this form of parallelism is not part of this release", "use tp_degree"): """
         cp_degree mlp_cp_degree attention_dp_degree pp_degree ep_degree flash_decoding_enabled
     """,
-    ("only one node, with all ranks of tp_degree, is supported", "leave it out"): """
-        world_size start_rank_id local_ranks_size
-    """,
     ("vision models are not part of this release", "leave it out"): "enable_ve_data_parallel",
     (
         "asynchronous decoding is not part of this release",
         "leave it out: tokens are the same",
     ): "async_mode",
     (
-        "capturing and replacing tensors is not part of this release",
-        "use backend='eager' and a forward hook",
+        "compiled graphs return nothing from within",
+        "use backend='eager' with capture_tensors and replace_tensors of "
+        "nxdi.tools.accuracy.tensors",
     ): "tensor_capture_config tensor_replacement_config",
     (
         "query and key norms are a part of the model",
@@ -185,6 +189,7 @@ def _make_table() -> dict[str, Option]:
     table = {name: Option(Status.SUPPORTED) for name in _SUPPORTED.split()}
     for reason, names in _NO_OPS.items():
         table |= {name: Option(Status.NO_OP, reason) for name in names.split()}
+    table |= {name: Option(Status.DEVICE, _DEVICE_REASON) for name in _DEVICE.split()}
     for (reason, remedy), names in _REFUSALS.items():
         table |= {name: Option(Status.REFUSED, reason, remedy) for name in names.split()}
     for name, reason in _REFUSED_EXCEPT_FLOAT32.items():

@@ -13,6 +13,7 @@ from nxdi.config.sampling import OnDeviceSamplingConfig
 from nxdi.config.validate import validate
 from nxdi.errors import ConfigError
 
+LNC2_TARGETS = ("trn2", "trn3")  # two physical cores act as one rank there by default
 LONG_CONTEXT_LEN = 32768  # tokens; from here NxDI enlarges the scratchpad page
 
 
@@ -30,7 +31,7 @@ class NeuronConfig(KeywordConfig):
     """
 
     # Where it runs. The only option that NxDI does not have.
-    backend: str = "auto"  # auto | cpu | eager
+    backend: str = "auto"  # auto | cpu | eager | neuron
     on_cpu: bool = False  # NxDI's spelling of backend="cpu"
 
     # Lengths, in tokens.
@@ -182,7 +183,9 @@ class NeuronConfig(KeywordConfig):
 
     # Neuron compiler and runtime.
     logical_neuron_cores: int | None = None  # NxDI's older name of logical_nc_config
-    logical_nc_config: int = derived(lambda c: c.logical_neuron_cores or 1)
+    logical_nc_config: int = derived(
+        lambda c: c.logical_neuron_cores or (2 if c.target in LNC2_TARGETS else 1)
+    )
     lm_head_pad: bool = derived(lambda c: c.logical_nc_config > 1)
     lm_head_pad_alignment_size: int = 1
     enable_cte_modular_flow: bool = False
@@ -223,11 +226,11 @@ class NeuronConfig(KeywordConfig):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The dtype of arithmetic and caches: float32 for float32, bfloat16 and float16 weights.
+        """The dtype of arithmetic and caches: that of the weights on Neuron, else float32.
 
-        16-bit weights stay 16-bit in memory; activations and caches are float32 on the CPU.
+        On a CPU 16-bit weights stay 16-bit in memory; activations and caches are float32.
         """
-        return torch.float32
+        return self.torch_dtype if self.backend == "neuron" else torch.float32
 
     @property
     def on_device_sampling(self) -> bool:

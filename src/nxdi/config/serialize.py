@@ -6,7 +6,9 @@ import importlib
 import inspect
 import json
 import math
+import stat
 import sys
+from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +17,15 @@ from typing import Any
 import torch
 
 from nxdi.config.keywords import KeywordConfig, check_known
+from nxdi.config.limits import shown
 from nxdi.errors import ConfigError
 
 CONFIG_FILE = "neuron_config.json"
 
+# A JSON file may come from anywhere. In memory a value takes up to 200 bytes.
+MAX_FILE_SIZE = 4 << 20  # bytes
+_MAX_VALUES = 500_000
+_MAX_DEPTH = 64
 _CLASS = {"__module__", "__name__"}
 _OWN_CODE = ("nxdi.models.", "nxdi.modules.")
 _NAMESPACE, _PAIRS, _FLOAT = "__namespace__", "__pairs__", "__float__"
@@ -77,7 +84,9 @@ def decode(value: Any) -> Any:
     except ConfigError:
         raise
     except (AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(f"the saved value {value!r} is damaged: {error}; restore it") from error
+        raise ConfigError(
+            f"the saved value {shown(value)} is damaged: {error}; restore it"
+        ) from error
 
 
 def _decode(value: Any) -> Any:
@@ -119,10 +128,14 @@ def _find_class(module_name: str, name: str) -> type:
 def parse(text: str, source: str) -> dict[str, Any]:
     """Read a JSON object; `source` names it in errors.
 
-    Raises: ConfigError if the text is not JSON, or is not an object.
+    Raises: ConfigError if the text is not JSON, is not an object, says a name twice, or holds more
+    values or levels than any real one.
     """
+    if sum(map(text.count, ",[{")) > _MAX_VALUES:
+        raise ConfigError(f"{source} holds more than {_MAX_VALUES} values; restore it")
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=_unique)
+        _check_depth(data, _MAX_DEPTH)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{source} is not valid JSON ({error}); restore it") from error
     if not isinstance(data, dict):
@@ -130,10 +143,39 @@ def parse(text: str, source: str) -> dict[str, Any]:
     return data
 
 
-def read_text(path: Path) -> str:
-    """The text of a config file. Raises: ConfigError if it is missing or is not UTF-8 text."""
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The standard leaves open which of two equal names counts, and so readers differ."""
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"it gives {shown(name)} twice")
+    return data
+
+
+def _check_depth(value: Any, levels: int) -> None:
+    if not isinstance(value, (dict, list)):
+        return
+    if levels == 0:
+        raise ValueError(f"it is nested more than {_MAX_DEPTH} levels deep")
+    for item in value.values() if isinstance(value, dict) else value:
+        _check_depth(item, levels - 1)
+
+
+def read_text(path: Path, max_size: int = MAX_FILE_SIZE) -> str:
+    """The text of a config file, which may be a link: the Hub's cache is made of links.
+
+    Raises: ConfigError if it is missing, is no regular file, is not UTF-8 text, or is larger than
+    `max_size` bytes.
+    """
     try:
-        return path.read_text(encoding="utf-8")
+        # A pipe would be waited for without end, and a device read without end.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ConfigError(f"cannot read {path}: it is no regular file; check the folder")
+        with open(path, "rb") as file:
+            data = file.read(max_size + 1)
+        if len(data) > max_size:
+            raise ConfigError(f"{path} is larger than {max_size} bytes; restore it")
+        return data.decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}; check the folder") from error
 

@@ -13,7 +13,7 @@ from nxdi.errors import ConfigError, UnsupportedError
 if TYPE_CHECKING:
     from nxdi.config.neuron import NeuronConfig
 
-BACKENDS = ("auto", "cpu", "eager")
+BACKENDS = ("auto", "cpu", "eager", "neuron")
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _AT_LEAST_ONE = (
@@ -56,10 +56,6 @@ def check_weight_dtype(dtype: torch.dtype) -> None:
 
 
 def _validate_choices(config: NeuronConfig) -> None:
-    if config.backend == "neuron":
-        raise UnsupportedError(
-            "backend='neuron' is not part of this release; use 'auto', 'cpu' or 'eager'"
-        )
     _check_choice("backend", config.backend, BACKENDS)
     _check_choice("padding_side", config.padding_side, ("right", "left"))
     check_weight_dtype(config.torch_dtype)

@@ -16,8 +16,9 @@ from transformers import (
 )
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from nxdi.config import limits, serialize
 from nxdi.config.from_hf import to_pretrained_config
-from nxdi.errors import BucketError, ShapeError, UnsupportedError
+from nxdi.errors import BucketError, ConfigError, ShapeError, UnsupportedError
 from nxdi.generation.choosers import make_chooser
 from nxdi.generation.loop import Generated, decode_loop
 from nxdi.graph.plan import check_capacity
@@ -207,11 +208,21 @@ def _refuse(options: Mapping[str, Any]) -> None:
 
 
 def _generation_config(folder: Path, config: Any) -> GenerationConfig:
-    """The defaults of a model folder, found where transformers finds them."""
-    if (folder / "generation_config.json").is_file():
-        return GenerationConfig.from_pretrained(folder)
-    if (folder / "config.json").is_file():
-        return GenerationConfig.from_pretrained(
-            folder, config_file_name="config.json", _from_model_config=True
-        )
+    """The defaults of a model folder, found where transformers finds them.
+
+    Raises: ConfigError naming the file if they are damaged.
+    """
+    for name in ("generation_config.json", "config.json"):
+        file = folder / name
+        if not file.is_file():
+            continue
+        data = serialize.parse(serialize.read_text(file), str(file))
+        limits.check_names(data, GenerationConfig, str(file))
+        limits.check_generation_values(data, str(file))
+        try:
+            return GenerationConfig.from_pretrained(
+                folder, config_file_name=name, _from_model_config=name == "config.json"
+            )
+        except Exception as error:  # transformers raises whatever its checks raise
+            raise ConfigError(f"{file} has no usable defaults for generation: {error}") from error
     return GenerationConfig.from_model_config(config)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import StoppingCriteriaList
 
 from nxdi.generation.choosers import Chooser, Chosen
-from nxdi.models.causal_lm import NeuronBaseForCausalLM
+from nxdi.models.causal_lm import CausalLMOutput, NeuronBaseForCausalLM
 
 
 class Streamer(Protocol):
@@ -73,7 +75,50 @@ def decode_loop(
         unfinished &= ~stopping(done.input_ids, done.scores)
         if not bool(unfinished.any()):
             break
-        output = model(tokens.unsqueeze(1), position_ids=lengths.unsqueeze(1), **chooser.inputs)
+        output = _next_output(model, done, attention_mask, lengths, chooser.inputs)
         lengths = lengths + 1
     if streamer is not None:
         streamer.end()
+
+
+def _next_output(
+    model: NeuronBaseForCausalLM,
+    done: Generated,
+    attention_mask: Tensor,
+    lengths: Tensor,
+    inputs: Mapping[str, Any],
+) -> CausalLMOutput:
+    """One step from the last token of each row, which stands at position `lengths` [B].
+
+    Rows at `model.prefill_again_at` are prefilled anew, the others decode.
+    """
+    switch = model.prefill_again_at
+    again = torch.zeros_like(lengths, dtype=torch.bool) if switch is None else lengths == switch
+    if not bool(again.any()):
+        return model(done.input_ids[:, -1:], position_ids=lengths.unsqueeze(1), **inputs)
+    rows, others = again.nonzero().flatten(), (~again).nonzero().flatten()
+    num_new = done.input_ids.shape[1] - attention_mask.shape[1]
+    is_real = F.pad(attention_mask, (0, num_new), value=1).bool()
+    whole = torch.stack([done.input_ids[row][is_real[row]] for row in rows])
+    parts = [model(whole, seq_ids=rows, **_of_rows(inputs, rows))]
+    if len(others):
+        last, places = done.input_ids[others, -1:], lengths[others].unsqueeze(1)
+        parts.append(model(last, position_ids=places, seq_ids=others, **_of_rows(inputs, others)))
+    order = torch.cat([rows, others]).argsort()
+    return CausalLMOutput(
+        _joined([part.logits for part in parts], order),
+        _joined([part.tokens for part in parts], order),
+    )
+
+
+def _of_rows(inputs: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
+    """The part of per-row inputs that belongs to some rows."""
+    return {
+        name: value[rows] if isinstance(value, Tensor) else value and [value[i] for i in rows]
+        for name, value in inputs.items()
+    }
+
+
+def _joined(parts: Sequence[Tensor | None], order: Tensor) -> Tensor | None:
+    tensors = [part for part in parts if part is not None]
+    return torch.cat(tensors)[order] if tensors else None

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nxdi import env
 from nxdi.config import InferenceConfig, NeuronConfig
 from nxdi.errors import ConfigError
 from nxdi.graph.plan import GraphPlan, plan_graphs
-from nxdi.parallel_layers.groups import SINGLE, DistributedWorld, SimulatedWorld, World
 from nxdi.parallel_layers.parallel_state import tensor_parallel
+from nxdi.runtime import snapshot
 from nxdi.runtime.artifact import Artifact
-from nxdi.runtime.backend import Program, StepModule
+from nxdi.runtime.backend import Backend, Program, StepModule
 from nxdi.runtime.backends.choice import make_backend
 from nxdi.runtime.checkpoint import find_checkpoint, read_checkpoint
 from nxdi.runtime.files import locked
@@ -60,7 +59,7 @@ class NeuronApplicationBase:
         self.config = config if config is not None else self._find_config(neuron_config)
         self.neuron_config: NeuronConfig = self.config.neuron_config
         self.plan: GraphPlan = plan_graphs(self.neuron_config)
-        self.backend = make_backend(self.neuron_config.backend)
+        self.backend: Backend = make_backend(self.neuron_config)
         self._runner: Runner | None = None
 
     @classmethod
@@ -97,7 +96,8 @@ class NeuronApplicationBase:
     @staticmethod
     def update_state_dict_for_tied_weights(state_dict: dict[str, Tensor]) -> None:
         """Give lm_head the embedding's tensor, for models that tie them."""
-        state_dict["lm_head.weight"] = state_dict["embed_tokens.weight"]
+        if "embed_tokens.weight" in state_dict:
+            state_dict["lm_head.weight"] = state_dict["embed_tokens.weight"]
 
     def get_state_dict(self) -> dict[str, Tensor]:
         """The full checkpoint under the model's own names, memory-mapped."""
@@ -107,7 +107,7 @@ class NeuronApplicationBase:
             for name, tensor in read_checkpoint(self.model_path).items()
         }
         state = self.convert_hf_to_neuron_state_dict(state, self.config)
-        if getattr(self.config, "tie_word_embeddings", False) and "embed_tokens.weight" in state:
+        if getattr(self.config, "tie_word_embeddings", False):
             self.update_state_dict_for_tied_weights(state)
         return {
             name: tensor for name, tensor in state.items() if not name.endswith(_IGNORED_WEIGHTS)
@@ -140,6 +140,7 @@ class NeuronApplicationBase:
         """Sequence parallelism is for many tokens at once: decode graphs do without."""
         config = copy.copy(self.config)
         config.neuron_config = copy.copy(self.neuron_config)
+        config.neuron_config.backend = self.backend.name
         if phase is Phase.DECODE:
             config.neuron_config.sequence_parallel_enabled = False
         return config
@@ -150,7 +151,8 @@ class NeuronApplicationBase:
         def build(phase: Phase) -> StepModule:
             return self.build(phase)  # type: ignore[return-value]  # NeuronBaseModel has that form
 
-        return Program(build, self.plan, self.neuron_config.compute_dtype)
+        dtype = self._config_for(Phase.DECODE).neuron_config.compute_dtype
+        return Program(build, self.plan, dtype, self.get_compiler_args())
 
     def get_compiler_args(self) -> str | None:
         """Arguments of the Neuron compiler; None: those chosen for each graph."""
@@ -177,11 +179,11 @@ class NeuronApplicationBase:
             if not is_needed():
                 return
             self._checked_weights()
-            with locked(path):
+            with locked(path), tensor_parallel(self.neuron_config.tp_degree):
                 if is_needed():  # nobody compiled while we waited
                     Artifact(path).write(self, progress)
 
-        self._world().once(compile_here)
+        self.backend.world().once(compile_here)
 
     def load(
         self, compiled_model_path: str | PathLike[str], skip_warmup: bool | None = None
@@ -190,13 +192,17 @@ class NeuronApplicationBase:
 
         Raises: ArtifactError if it is damaged or was built for something else, with the difference.
         """
-        world = self._world()
+        world = self.backend.world()
         executables = Artifact(Path(compiled_model_path)).load(self, world.local_ranks)
         runner = Runner(self.plan, world, executables)
         skip = self.neuron_config.skip_warmup if skip_warmup is None else skip_warmup
         if not skip:
             runner.warm_up()
         self._runner = runner
+        snapshot.register_snapshot_hooks_from_env(self)
+
+    register_snapshot_hooks = snapshot.register_snapshot_hooks
+    unregister_snapshot_hooks = snapshot.unregister_snapshot_hooks
 
     @property
     def runner(self) -> Runner:
@@ -218,19 +224,6 @@ class NeuronApplicationBase:
 
     def checkpoint_files(self) -> list[Path]:
         return find_checkpoint(self.model_path)
-
-    def _world(self) -> World:
-        """One rank here, one per torchrun process, or simulated ranks in this process."""
-        tp_degree = self.neuron_config.tp_degree
-        torchrun = env.torchrun_world()
-        if torchrun is not None and torchrun[1] > 1:
-            if torchrun[1] != tp_degree:
-                raise ConfigError(
-                    f"torchrun started {torchrun[1]} processes for tp_degree={tp_degree}; "
-                    f"use --nproc-per-node {tp_degree}"
-                )
-            return DistributedWorld()
-        return SINGLE if tp_degree == 1 else SimulatedWorld(tp_degree)
 
     def identity(self) -> dict[str, Any]:
         """What decides whether a compiled artefact serves this model."""

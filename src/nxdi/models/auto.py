@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from nxdi import env
-from nxdi.config import load_pretrained_config
 from nxdi.config.serialize import CONFIG_FILE
 from nxdi.errors import ConfigError
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
@@ -25,15 +24,18 @@ class AutoModelForCausalLM:
         raise ConfigError("use AutoModelForCausalLM.from_pretrained(model_dir, seq_len=..., ...)")
 
     @staticmethod
-    def class_for(model_dir: str | PathLike[str]) -> type[NeuronBaseForCausalLM]:
-        """The class for the architecture in `config.json`. Raises: UnsupportedError."""
-        return class_for_folder(Path(model_dir))
+    def class_for(
+        model_dir: str | PathLike[str], architecture: str | None = None
+    ) -> type[NeuronBaseForCausalLM]:
+        """The class for `architecture`, or the one in `config.json`. Raises: UnsupportedError."""
+        return class_for_folder(Path(model_dir), architecture=architecture)
 
     @classmethod
     def from_pretrained(
         cls,
         model_dir: str | PathLike[str],
         *,
+        architecture: str | None = None,
         artifact_dir: str | PathLike[str] | None = None,
         progress: bool | None = None,
         **options: Any,
@@ -42,21 +44,24 @@ class AutoModelForCausalLM:
 
         model_dir: a Hugging Face folder, or an artefact written by `compile` (which takes no
         options).
-        artifact_dir: where the compiled graphs are, or are put if there are none; default: a folder
-        in the cache named after everything that decides them, so that any change leads to another
-        folder.
+        architecture: what serves the folder, in place of the name in its `config.json`: "generic"
+        for a model with Llama's layout under a name that is not known.
+        artifact_dir: where the compiled graphs are, or are put if there are none; default: what
+        NEURON_COMPILED_ARTIFACTS names, if they are for Neuron, else a folder in the cache named
+        after everything that decides them, so that any change leads to another folder.
         options: keywords of NeuronConfig.
         Raises: ArtifactError if `artifact_dir` holds graphs made for something else.
         """
         folder = Path(model_dir)
         if (folder / MANIFEST).is_file():
-            return _from_artifact(folder, options)
-        model_cls = cls.class_for(folder)
+            asked = {} if architecture is None else {"architecture": architecture}
+            return _from_artifact(folder, {**asked, **options})
+        model_cls = cls.class_for(folder, architecture)
         config_cls = model_cls.get_config_cls()
         neuron_config = config_cls.get_neuron_config_cls()(**options)
-        model = model_cls(
-            folder, config_cls(neuron_config, load_config=load_pretrained_config(folder))
-        )
+        model = model_cls(folder, config_cls.from_pretrained(folder, neuron_config))
+        if artifact_dir is None and model.backend.name == "neuron":
+            artifact_dir = env.neuron_artifacts()
         path = Path(artifact_dir) if artifact_dir is not None else default_artifact_dir(model)
         is_in_cache = artifact_dir is None
         model.compile_if(lambda: _must_compile(path, is_in_cache), path, progress)

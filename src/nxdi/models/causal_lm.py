@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nxdi.errors import BucketError, ConfigError
+from nxdi.errors import BucketError, ConfigError, ShapeError
 from nxdi.graph.padding import StepBatch
 from nxdi.graph.rows import check_rows, check_tokens, packed_left, phase_of, row_positions
 from nxdi.graph.sampling_inputs import (
@@ -18,6 +18,7 @@ from nxdi.graph.sampling_inputs import (
     uniform_for,
 )
 from nxdi.models.application_base import NeuronApplicationBase
+from nxdi.modules.rope import longrope_switch
 from nxdi.types import Phase
 
 
@@ -67,7 +68,8 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
         also covers earlier tokens; padding on either side; seq_ids [B]: the cache row of each batch
         row (default 0 .. B-1); sampling_params float [B, 3] = (top_k, top_p, temperature); seeds:
         one per row (default: torch's own generator).
-        Raises: ShapeError for inputs that do not fit together; BucketError for rows or lengths
+        Raises: ShapeError for inputs that do not fit together, and for a decode of a row at
+        `prefill_again_at`; BucketError for rows or lengths
         beyond the largest graph.
         """
         positions = row_positions(input_ids, attention_mask, position_ids)
@@ -76,6 +78,8 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
         phase = phase_of(positions)
         if phase is Phase.PREFILL:
             ids, positions = self._fit_prompt(ids, positions)
+        else:
+            self._check_continues(positions)
         num_rows = ids.shape[0]
         rows = self._rows(num_rows, seq_ids)
         extras = self._sampling_inputs(positions.amax(dim=1), sampling_params, seeds)
@@ -85,9 +89,25 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
             None if logits is None else logits.unsqueeze(1), outputs.get("tokens")
         )
 
+    @property
+    def prefill_again_at(self) -> int | None:
+        """The position whose token needs the whole sequence, with it, prefilled anew; None: none.
+
+        LongRoPE turns all tokens of a sequence that grows past this position otherwise.
+        """
+        return longrope_switch(self.config)
+
     def reset(self) -> None:
         """Forget all sequences."""
         self.runner.reset()
+
+    def _check_continues(self, positions: Tensor) -> None:
+        switch = self.prefill_again_at
+        if switch is not None and bool((positions == switch).any()):
+            raise ShapeError(
+                f"position {switch} cannot be decoded: from there on LongRoPE turns the tokens "
+                f"before it otherwise; pass all {switch + 1} tokens of the sequence from position 0"
+            )
 
     def _fit_prompt(self, ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         longest = self.neuron_config.max_context_length

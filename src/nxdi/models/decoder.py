@@ -37,7 +37,9 @@ class Decoder(nn.Module):
         self.config, self.neuron_config = config, config.neuron_config
         sampling = self.neuron_config.on_device_sampling_config
         self.output_logits = sampling is None or self.neuron_config.output_logits
-        self.gather = SequenceGather(self.neuron_config.sequence_parallel_enabled)
+        self.sequence_parallel_enabled = self.neuron_config.sequence_parallel_enabled
+        self.sequence_dimension = 1 if self.sequence_parallel_enabled else None
+        self.gather = SequenceGather(self.sequence_parallel_enabled)
         self.setup_attr_for_model(config)
         self.init_model(config)
         self.sampler = None if sampling is None else make_sampler(sampling)

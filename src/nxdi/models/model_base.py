@@ -187,8 +187,8 @@ class NeuronBaseModel(Decoder):
     ) -> tuple[Tensor, list[Tensor]]:
         """Normalised activations of every token of the running step, and the caches after it.
 
-        Shapes: input_ids [B, S] or inputs_embeds [B, S, hidden] -> [B, S, hidden] (S / tp with
-        sequence parallelism).
+        Shapes: input_ids [B, S] or inputs_embeds [B, S, hidden], or a rank's piece of them ->
+        [B, S, hidden]. With sequence parallelism a piece has S / tp tokens, and so has the result.
         """
         ctx = self.running_step
         if inputs_embeds is None:
@@ -196,7 +196,7 @@ class NeuronBaseModel(Decoder):
             x = self.embed({**self._inputs, "input_ids": input_ids})
         else:
             x = self.process_sequence_parallel_hidden_states(
-                inputs_embeds.to(self.neuron_config.compute_dtype), inputs_embeds.shape[1]
+                inputs_embeds.to(self.neuron_config.compute_dtype), ctx.position_ids.shape[1]
             )
         for index, layer in enumerate(self.layers):
             x = self.call_layer(layer, x, ctx.at(index))

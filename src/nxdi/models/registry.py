@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import json
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nxdi.config import serialize
+from nxdi.config.limits import shown
 from nxdi.errors import ConfigError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -18,9 +19,21 @@ ARCHITECTURES = {
     "LlamaForCausalLM": "nxdi.models.llama.modeling_llama:NeuronLlamaForCausalLM",
     "MistralForCausalLM": "nxdi.models.mistral.modeling_mistral:NeuronMistralForCausalLM",
     "Qwen2ForCausalLM": "nxdi.models.qwen2.modeling_qwen2:NeuronQwen2ForCausalLM",
+    "Gemma2ForCausalLM": "nxdi.models.gemma2.modeling_gemma2:NeuronGemma2ForCausalLM",
+    "Gemma3ForCausalLM": "nxdi.models.gemma3.modeling_gemma3:NeuronGemma3ForCausalLM",
+    "GraniteForCausalLM": "nxdi.models.granite.modeling_granite:NeuronGraniteForCausalLM",
+    "Olmo2ForCausalLM": "nxdi.models.olmo2.modeling_olmo2:NeuronOlmo2ForCausalLM",
+    "Phi3ForCausalLM": "nxdi.models.phi3.modeling_phi3:NeuronPhi3ForCausalLM",
+    "Qwen3ForCausalLM": "nxdi.models.qwen3.modeling_qwen3:NeuronQwen3ForCausalLM",
+    "Cohere2ForCausalLM": "nxdi.models.cohere2.modeling_cohere2:NeuronCohere2ForCausalLM",
+    "GPT2LMHeadModel": "nxdi.models.gpt2.modeling_gpt2:NeuronGPT2LMHeadModel",
+    "GPTNeoXForCausalLM": "nxdi.models.gpt_neox.modeling_gpt_neox:NeuronGPTNeoXForCausalLM",
+    "Glm4ForCausalLM": "nxdi.models.glm4.modeling_glm4:NeuronGlm4ForCausalLM",
+    "SmolLM3ForCausalLM": "nxdi.models.smollm3.modeling_smollm3:NeuronSmolLM3ForCausalLM",
 }
-
-
+# Serves any folder with Llama's layout, but only by this name.
+GENERIC = "generic"
+_GENERIC_CLASS = "nxdi.models.generic.modeling_generic:NeuronGenericForCausalLM"
 ENTRY_POINTS = "nxdi.models"  # group in a package's metadata: architecture -> "module:Class"
 _REGISTERED: dict[str, type[NeuronBaseForCausalLM]] = {}
 
@@ -49,8 +62,8 @@ def class_for_architecture(architecture: str) -> type[NeuronBaseForCausalLM]:
     """
     if architecture in _REGISTERED:
         return _REGISTERED[architecture]
-    if architecture in ARCHITECTURES:
-        module, name = ARCHITECTURES[architecture].split(":")
+    if architecture in ARCHITECTURES or architecture == GENERIC:
+        module, name = ARCHITECTURES.get(architecture, _GENERIC_CLASS).split(":")
         found: type[NeuronBaseForCausalLM] = getattr(importlib.import_module(module), name)
         return found
     installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
@@ -59,29 +72,41 @@ def class_for_architecture(architecture: str) -> type[NeuronBaseForCausalLM]:
         return loaded
     known = sorted({*ARCHITECTURES, *_REGISTERED, *installed})
     raise UnsupportedError(
-        f"architecture {architecture!r} is not known; known are {', '.join(known)}. To run a model "
-        "of your own, subclass NeuronBaseForCausalLM and nxdi.register it (docs/add-a-model.md)"
+        f"architecture {shown(architecture)} is not known; known are {', '.join(known)}. To run a "
+        "model of your own, subclass NeuronBaseForCausalLM and nxdi.register it "
+        "(docs/add-a-model.md)"
     )
 
 
 def class_for_folder(
-    model_dir: Path, config_file: str = "config.json"
+    model_dir: Path, config_file: str = "config.json", architecture: str | None = None
 ) -> type[NeuronBaseForCausalLM]:
-    """The class for the first architecture named in a folder's config.
+    """The class for the first architecture named in a folder's config, or for `architecture`.
 
-    Raises: ConfigError if the file is missing, is not JSON or names none; UnsupportedError if it is
-    not known.
+    Raises: ConfigError if the file is missing, is not JSON, names none, or contradicts itself;
+        UnsupportedError if it is not known.
     """
     file = model_dir / config_file
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        architecture = data["architectures"][0]
-    except OSError as error:
+    data = serialize.parse(serialize.read_text(file), str(file))
+    named = data.get("architectures") if architecture is None else [architecture]
+    if not isinstance(named, list) or not named or not isinstance(named[0], str):
         raise ConfigError(
-            f"{file} cannot be read ({error.strerror}); give a Hugging Face model folder"
-        ) from error
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+            f'{file} does not name an architecture such as ["LlamaForCausalLM"], but '
+            f"{shown(named)}; correct it"
+        )
+    found = class_for_architecture(named[0])
+    if named[0] in ARCHITECTURES and named[0] not in _REGISTERED:
+        _check_model_type(named[0], data.get("model_type"), file)
+    return found
+
+
+def _check_model_type(architecture: str, model_type: object, file: Path) -> None:
+    """The type decides how the config is read, and so must be one that has this architecture."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as NAMES
+
+    fitting = sorted(name for name, serving in NAMES.items() if serving == architecture)
+    if fitting and model_type not in fitting:
         raise ConfigError(
-            f'{file} does not name an architecture such as ["LlamaForCausalLM"]: {error!r}'
-        ) from error
-    return class_for_architecture(str(architecture))
+            f"{file}: model_type={shown(model_type)} contradicts the architecture "
+            f"{architecture!r}, which goes with {' or '.join(map(repr, fitting))}; correct it"
+        )

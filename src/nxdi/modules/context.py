@@ -80,7 +80,8 @@ class LayerContext:
         """`allowed` for keys at positions 0, 1, ...: in prefill those of the step itself."""
         if self.phase is Phase.PREFILL:
             return self.allowed(policy, self.position_ids)
-        slots = torch.arange(self.step.num_slots, dtype=torch.int32)[None]
+        device = self.position_ids.device
+        slots = torch.arange(self.step.num_slots, dtype=torch.int32, device=device)[None]
         return self.allowed(policy, slots)
 
     def allowed(self, policy: MaskPolicy, key_positions: Tensor) -> Tensor:

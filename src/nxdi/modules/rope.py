@@ -129,7 +129,7 @@ def polar_frequencies(dim: int, theta: float, use_scaled: bool, position_ids: Te
 
     use_scaled: with the scaling of Llama 3.1.
     """
-    frequencies = plain_frequencies(dim, theta)
+    frequencies = plain_frequencies(dim, theta).to(position_ids.device)
     if use_scaled:
         frequencies = llama3_frequencies(frequencies, _LLAMA_3_1)
     angles = position_ids.unsqueeze(-1).float() * frequencies

@@ -85,7 +85,7 @@ def _top_k_probabilities(logits: Tensor, top_k: Tensor) -> Tensor:
     vocabulary = float(logits.shape[-1])
     need = torch.where(top_k <= 0, vocabulary, top_k).clamp(max=vocabulary)
     kept = keys >= _threshold(keys, torch.ones_like(logits), need)
-    lowest = torch.full((), torch.finfo(torch.float32).min)
+    lowest = logits.new_full((), torch.finfo(torch.float32).min)
     return torch.softmax(torch.where(kept, logits, lowest), dim=-1) * kept
 
 

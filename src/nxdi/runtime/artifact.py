@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,14 +20,20 @@ from nxdi.types import Phase
 
 _CONFIG = "neuron_config.json"
 # Differences here change neither graphs nor results. The backend is compared after "auto" is
-# resolved.
+# resolved, and the device and its cores per rank as the platform; each node has its own ranks.
 _IRRELEVANT = (
     "config.transformers_version",
     "config.metadata",
     "config.neuron_config.backend",
+    "config.neuron_config.lm_head_pad",
+    "config.neuron_config.local_ranks_size",
+    "config.neuron_config.logical_nc_config",
+    "config.neuron_config.logical_neuron_cores",
     "config.neuron_config.on_cpu",
     "config.neuron_config.overrides_torch_dtype",
     "config.neuron_config.skip_warmup",
+    "config.neuron_config.start_rank_id",
+    "config.neuron_config.target",
 )
 
 
@@ -89,17 +96,17 @@ class Artifact:
         )
         store.write_artifact(self.path, manifest, populate)
 
-    def load(self, app: Application, ranks: tuple[int, ...]) -> list[RankExecutable]:
+    def load(self, app: Application, ranks: tuple[int, ...]) -> Sequence[RankExecutable]:
         """The graphs of the given ranks with their weights. Raises: ArtifactError, WeightError."""
         return store.load_artifact(self.path, lambda manifest: self._load(app, manifest, ranks))
 
     def _load(
         self, app: Application, manifest: store.Manifest, ranks: tuple[int, ...]
-    ) -> list[RankExecutable]:
+    ) -> Sequence[RankExecutable]:
         self._check(app, manifest)
         program = app.program()
         weights = self._weights(app, manifest, ranks)
-        return [app.backend.load(program, self.path, of_rank) for of_rank in weights]
+        return app.backend.load(program, self.path, weights)
 
     def check(self, app: Application) -> None:
         """Raises: ArtifactError unless an undamaged artefact made for exactly this is here."""

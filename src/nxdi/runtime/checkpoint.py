@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import pickle
+import struct
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,10 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nxdi.errors import WeightError
+from nxdi.config import serialize
+from nxdi.config.limits import shown
+from nxdi.errors import ConfigError, WeightError
 
 _SAFETENSORS = "model.safetensors"
 _PICKLED = "pytorch_model.bin"
+# Several times what the largest published checkpoints have.
+_MAX_INDEX_SIZE = 32 << 20  # bytes
+_MAX_HEADER_SIZE = 32 << 20  # bytes
+_MAX_TENSORS = 100_000  # in one file; each takes about a kilobyte of memory beside its data
 
 
 def find_checkpoint(folder: Path) -> list[Path]:
@@ -39,24 +45,30 @@ def find_checkpoint(folder: Path) -> list[Path]:
 def read_checkpoint(folder: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint by name, memory-mapped.
 
-    Raises: WeightError naming a file that cannot be read.
+    Raises: WeightError naming a file that cannot be read, or a tensor that two files have.
     """
     tensors: dict[str, Tensor] = {}
     for file in find_checkpoint(folder):
-        tensors.update(_read_file(file))
+        found = _read_file(file)
+        if twice := found.keys() & tensors.keys():
+            raise WeightError(f"{file} repeats tensors of another file: {listed(twice)}; keep one")
+        tensors.update(found)
     return tensors
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:
     """Tensors of one safetensors file, memory-mapped.
 
-    Raises: WeightError if it is damaged or cut short.
+    Raises: WeightError if it is damaged, cut short, or has a header beyond all measure.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
+        _check_header(file)
         with safe_open(file, framework="pt") as opened:
             names = opened.keys()  # a method, though not of a dict
+            if len(names) > _MAX_TENSORS:
+                raise ValueError(f"it holds {len(names)} tensors, more than {_MAX_TENSORS}")
             return {name: opened.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise WeightError(
@@ -77,31 +89,57 @@ def write_safetensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     )
 
 
+def _check_header(file: Path) -> None:
+    """Refuse a huge header before it is parsed: the format's own limit is 100 MB."""
+    with open(file, "rb") as opened:
+        start = opened.read(8)
+    # A file of fewer bytes is for the parser to refuse.
+    size = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    if size > _MAX_HEADER_SIZE:
+        raise ValueError(f"its header has {size} bytes, more than {_MAX_HEADER_SIZE}")
+
+
 def _indexed(folder: Path, index: Path) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        data = serialize.parse(serialize.read_text(index, _MAX_INDEX_SIZE), str(index))
+    except ConfigError as error:
+        raise WeightError(f"{index} is not a checkpoint index: {error}; fetch it again") from error
+    weight_map = data.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise WeightError(
-            f"{index} is not a checkpoint index: {error!r}; fetch it again"
-        ) from error
-    files = [folder / str(name) for name in names]
-    outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+            f"{index} is not a checkpoint index: its weight_map is {shown(weight_map)}, not a "
+            "mapping of tensors to files; fetch it again"
+        )
+    outside = [shown(name) for name in weight_map.values() if not _is_file_name(name)]
     if outside:
         raise WeightError(
-            f"{index} names files outside its folder: {outside}; fetch the model again"
+            f"{index} names files outside its folder: {listed(outside)}; fetch the model again"
         )
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise WeightError(f"{index} names files that are missing: {missing}; fetch them again")
+    files = [folder / name for name in sorted(set(weight_map.values()))]
+    if missing := [shown(file.name) for file in files if not file.is_file()]:
+        raise WeightError(
+            f"{index} names files that are missing: {listed(missing)}; fetch them again"
+        )
     return files
 
 
+def _is_file_name(name: object) -> bool:
+    # What is longer, or holds a null byte, no file system has.
+    return (
+        isinstance(name, str) and Path(name).name == name and len(name) < 256 and "\0" not in name
+    )
+
+
 def _read_file(file: Path) -> dict[str, Tensor]:
-    if file.suffix == ".safetensors":
-        return read_safetensors(file)
+    return read_safetensors(file) if file.suffix == ".safetensors" else _read_pickled(file)
+
+
+def _read_pickled(file: Path) -> dict[str, Tensor]:
     try:
         # Files older than torch 1.6 are no zip archives and cannot be memory-mapped.
         mmap = zipfile.is_zipfile(file)
+        if mmap:
+            _check_archive(file)
         loaded: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise WeightError(
@@ -113,14 +151,46 @@ def _read_file(file: Path) -> dict[str, Tensor]:
             f"{file} is not a readable PyTorch checkpoint: {error}; fetch it again"
         ) from error
     if not isinstance(loaded, dict) or not all(
-        isinstance(value, Tensor) for value in loaded.values()
+        isinstance(name, str) and _is_plain(value) for name, value in loaded.items()
     ):
         raise WeightError(f"{file} is not a dictionary of tensors; save model.state_dict() instead")
+    # Tied tensors are saved once. A few bytes can also claim to be a tensor of any size.
+    if sum(map(_num_bytes, loaded.values())) > 2 * file.stat().st_size:
+        raise WeightError(
+            f"{file} claims tensors of more than twice its size; save contiguous tensors instead"
+        )
     return loaded
+
+
+def _check_archive(file: Path) -> None:
+    """torch stores without compression, so that no archive unpacks to more than it is."""
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("it is compressed")
+    if len(entries) > _MAX_TENSORS:
+        raise ValueError(f"it holds {len(entries)} records, more than {_MAX_TENSORS}")
+
+
+def _is_plain(value: object) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+    )
+
+
+def _num_bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def listed(names: Iterable[str], most: int = 20) -> str:
     """Names for an error message, the first `most` of them."""
-    ordered = sorted(names)
+    ordered = sorted(name if name.isprintable() else repr(name) for name in names)
     more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
-    return ", ".join(ordered[:most]) + more
+    return ", ".join(_shortened(name) for name in ordered[:most]) + more
+
+
+def _shortened(name: str, most: int = 200) -> str:
+    return name if len(name) <= most else f"{name[:most]}..."

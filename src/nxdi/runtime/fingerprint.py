@@ -10,12 +10,14 @@ from pathlib import Path
 
 import nxdi
 
+_SOURCES = ("*.py", "*.cpp", "*.h")
+
 
 @functools.cache
 def library_digest() -> str:
     """sha256 over every source file of this package."""
     root = Path(nxdi.__file__).parent
-    files = sorted(path for pattern in ("*.py", "*.cpp") for path in root.rglob(pattern))
+    files = sorted(path for pattern in _SOURCES for path in root.rglob(pattern))
     digest = hashlib.sha256()
     for path in files:
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")

@@ -128,6 +128,7 @@ def test_model_options_reach_the_model(model_dir: Path) -> None:
     assert FakeAutoModel.calls == [
         {
             "artifact_dir": None,
+            "architecture": None,
             "seq_len": 64,
             "max_context_length": 32,
             "batch_size": 2,

@@ -240,7 +240,7 @@ def test_a_corrupt_config_names_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [{"model_type": "llama", "hidden_size": "wide"}, {"model_type": "llama", "rope_scaling": [1]}],
+    [{"model_type": "llama", "dtype": ["wide"]}, {"model_type": "llama", "rope_scaling": [1]}],
 )
 def test_values_that_transformers_refuses(tmp_path: Path, data: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="no usable config"):

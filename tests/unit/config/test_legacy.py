@@ -28,8 +28,8 @@ def test_defaults_of_refused_options_may_be_spelled_out() -> None:
 def test_refused_options_compare_with_the_derived_default() -> None:
     with pytest.raises(UnsupportedError, match="spec_batch_size=1 is refused"):
         NeuronConfig(batch_size=2, spec_batch_size=1)
-    with pytest.raises(UnsupportedError, match="world_size=4 is refused"):
-        NeuronConfig(tp_degree=2, world_size=4)
+    with pytest.raises(UnsupportedError, match="ep_degree=2 is refused"):
+        NeuronConfig(ep_degree=2)
 
 
 @pytest.mark.parametrize("name", ["rpl_reduce_dtype", "attention_dtype"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,30 @@ def test_damaged_values_are_refused(value: object) -> None:
 def test_damaged_text_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"some\.json"):
         parse(text, "some.json")
+
+
+def test_text_beyond_measure_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"some\.json .*'a' twice"):
+        parse('{"b": {"a": 1, "a": 2}}', "some.json")
+    assert parse('{"a":' * 64 + "1" + "}" * 64, "some.json")
+    with pytest.raises(ConfigError, match=r"some\.json .*more than 64 levels deep"):
+        parse('{"a":' * 65 + "1" + "}" * 65, "some.json")
+    with pytest.raises(ConfigError, match=r"some\.json holds more than 500000 values"):
+        parse('{"a": [' + "0," * 500_000 + "0]}", "some.json")
+
+
+def test_only_regular_files_of_a_moderate_size_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "some.json"
+    file.write_text("{}" + " " * 8)
+    assert read_text(file, max_size=10).strip() == "{}"
+    with pytest.raises(ConfigError, match=r"some\.json is larger than 9 bytes"):
+        read_text(file, max_size=9)
+    (tmp_path / "link").symlink_to(file)
+    assert read_text(tmp_path / "link") == read_text(file)
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "."):
+        with pytest.raises(ConfigError, match="no regular file; check the folder"):
+            read_text(tmp_path / name)
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:

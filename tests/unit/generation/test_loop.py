@@ -22,6 +22,7 @@ class CountingModel:
     """Records its calls; the chooser below makes row r generate 10 r + 1, 10 r + 2, ..."""
 
     max_context_length: int = 8
+    prefill_again_at: int | None = None
     calls: list[dict[str, Any]] = field(default_factory=list)
 
     @property

@@ -139,14 +139,14 @@ def test_compile_if_needed(saved: Path, tmp_path: Path) -> None:
 def test_ranks_live_in_this_process_unless_torchrun_says_otherwise(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert isinstance(make_app(saved)._world(), SingleWorld)
-    assert isinstance(make_app(saved, tp_degree=2)._world(), SimulatedWorld)
+    assert isinstance(make_app(saved).backend.world(), SingleWorld)
+    assert isinstance(make_app(saved, tp_degree=2).backend.world(), SimulatedWorld)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert isinstance(make_app(saved, tp_degree=2)._world(), SimulatedWorld)
+    assert isinstance(make_app(saved, tp_degree=2).backend.world(), SimulatedWorld)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(DistributedWorld, "__init__", lambda self: None)
-    assert isinstance(make_app(saved, tp_degree=2)._world(), DistributedWorld)
+    assert isinstance(make_app(saved, tp_degree=2).backend.world(), DistributedWorld)
 
 
 def test_as_many_processes_as_ranks(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from nxdi.errors import ConfigError, UnsupportedError
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
@@ -23,12 +23,11 @@ def test_every_name_leads_to_a_class(architecture: str) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_name_is_one_of_transformers(architecture: str) -> None:
-    model_type = architecture.removesuffix("ForCausalLM").lower()
-    assert AutoConfig.for_model(model_type).model_type == model_type
+    assert architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
 def test_an_unknown_architecture_is_refused_by_name() -> None:
-    with pytest.raises(UnsupportedError, match=r"'BloomForCausalLM' is not known; known are Llama"):
+    with pytest.raises(UnsupportedError, match=r"'BloomForCausalLM' is not known; known are .*Llama"):
         class_for_architecture("BloomForCausalLM")
 
 
@@ -37,27 +36,27 @@ def test_the_class_of_a_folder(saved: Path) -> None:
 
 
 def test_a_folder_without_config(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"config\.json cannot be read .*model folder"):
+    with pytest.raises(ConfigError, match=r"cannot read .*config\.json.*check the folder"):
         class_for_folder(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "data", [{}, {"architectures": []}, {"architectures": None}, {"architectures": 3}, [], "text"]
-)
-def test_a_config_that_names_no_architecture(data: Any, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(data))
+@pytest.mark.parametrize("named", [{}, [], None, 3, "LlamaForCausalLM", [["LlamaForCausalLM"]]])
+def test_a_config_that_names_no_architecture(named: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": named}))
     with pytest.raises(ConfigError, match="does not name an architecture"):
         class_for_folder(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"architectures": [' + "[" * 100_000])
-def test_a_config_that_is_no_json(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"architectures": [' + "[" * 100_000])
+def test_a_config_that_is_no_json_object(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ConfigError, match="does not name an architecture"):
+    with pytest.raises(ConfigError, match=r"config\.json (is not valid JSON|holds a list)"):
         class_for_folder(tmp_path)
 
 
-def test_an_architecture_that_is_no_name(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"architectures": [["LlamaForCausalLM"]]}')
-    with pytest.raises(UnsupportedError, match="is not known"):
+@pytest.mark.parametrize("model_type", ["mistral", None, 3])
+def test_a_type_that_contradicts_the_architecture(model_type: object, tmp_path: Path) -> None:
+    data = {"architectures": ["LlamaForCausalLM"], "model_type": model_type}
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    with pytest.raises(ConfigError, match=r"contradicts .* goes with .*'llama'"):
         class_for_folder(tmp_path)

@@ -72,7 +72,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     library_digest.cache_clear()
 
 
-@pytest.mark.parametrize("name", ["errors.py", "new.py", "kernel.cpp"])
+@pytest.mark.parametrize("name", ["errors.py", "new.py", "kernel.cpp", "kernel.h"])
 def test_an_edited_or_new_file_changes_the_digest(library: Path, name: str) -> None:
     before = library_digest()
     with (library / name).open("a") as file:

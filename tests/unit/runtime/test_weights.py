@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,17 @@ from torch import Tensor, nn
 from nxdi.errors import WeightError
 from nxdi.parallel_layers.layers import ColumnParallelLinear, RowParallelLinear, SPMDRank
 from nxdi.parallel_layers.parallel_state import tensor_parallel
+from nxdi.parallel_layers.sharding import DimShard, shard_of
+from nxdi.parallel_layers.utils import set_tensor_model_parallel_attributes
 from nxdi.runtime.checkpoint import write_safetensors
-from nxdi.runtime.weights import check_rank_weights, check_weights, cut_for_rank, model_tensors
+from nxdi.runtime.weights import (
+    check_rank_weights,
+    check_weights,
+    cut_for_rank,
+    invoke_preshard_hooks,
+    model_tensors,
+    without_memory,
+)
 from tiny_models import load_app, make_app, save_tiny, tiny_hf_model
 
 
@@ -27,7 +37,7 @@ class Model(nn.Module):
 
 
 def wanted(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    with tensor_parallel(2):
+    with without_memory(), tensor_parallel(2):
         return model_tensors(Model(dtype))
 
 
@@ -60,7 +70,7 @@ def test_everything_that_does_not_fit_is_in_one_error() -> None:
     with pytest.raises(WeightError) as caught:
         check_weights(wanted(), given)
     message = str(caught.value)
-    assert "missing from the checkpoint: down.bias, table" in message
+    assert "missing from the checkpoint: down.bias" in message
     assert "not used by the model: gate.weight" in message
     assert "up.weight has shape (6, 5), the model needs (6, 4)" in message
     assert "down.weight has shape (4, 3), the model needs (4, 6)" in message
@@ -156,3 +166,92 @@ def test_what_older_checkpoints_carry_along_is_ignored(tmp_path: Path) -> None:
     state["model.embed_tokens.rank_util.rank"] = torch.zeros(1)
     write_safetensors(folder / "model.safetensors", state)
     app.compile(tmp_path / "artifact")
+
+
+def test_a_model_without_memory_has_shapes_and_the_values_of_buffers() -> None:
+    class Tables(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+            self.norm = nn.LayerNorm(3)
+            self.register_buffer("kept", torch.arange(3.0))
+            self.register_buffer("derived", torch.arange(4.0), persistent=False)
+            self.plain = torch.arange(5.0)
+            self.register_parameter("absent", None)
+
+    with without_memory():
+        module = Tables()
+    parameters = dict(module.named_parameters())
+    assert {name: tuple(p.shape) for name, p in parameters.items()} == {
+        "linear.weight": (2, 3),
+        "linear.bias": (2,),
+        "norm.weight": (3,),
+        "norm.bias": (3,),
+    }
+    assert all(p.is_meta and not p.requires_grad for p in parameters.values())
+    assert module.kept.tolist() == [0, 1, 2]
+    assert module.derived.tolist() == [0, 1, 2, 3]
+    assert module.plain.tolist() == [0, 1, 2, 3, 4]
+    assert module.absent is None
+
+
+def test_how_a_parameter_is_cut_survives() -> None:
+    class Own(nn.Module):
+        """Marks its parameter before it is registered, and another one after."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            before = nn.Parameter(torch.ones(3))
+            set_tensor_model_parallel_attributes(before, True, 0, num_partitions=2)
+            self.before = before
+            self.after = nn.Parameter(torch.ones(2, 5))
+            set_tensor_model_parallel_attributes(self.after, True, 1, num_partitions=2)
+
+    with without_memory():
+        module = Own()
+    assert module.before.is_meta
+    assert shard_of(module.before) == DimShard(0, 6)
+    assert shard_of(module.after) == DimShard(1, 10)
+    full = {"before": torch.arange(6.0), "after": torch.arange(20.0).view(2, 10)}
+    piece = cut_for_rank(model_tensors(module), full, rank=1)
+    assert piece["before"].tolist() == [3, 4, 5]
+    assert piece["after"].tolist() == [[5, 6, 7, 8, 9], [15, 16, 17, 18, 19]]
+
+
+def test_one_parameter_under_two_names_stays_one() -> None:
+    with without_memory():
+        first, second = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+        second.weight = first.weight
+    assert first.weight is second.weight
+
+
+def test_other_threads_and_later_modules_have_memory() -> None:
+    with without_memory(), ThreadPoolExecutor(1) as pool:
+        elsewhere = pool.submit(nn.Linear, 2, 2).result()
+        assert nn.Linear(2, 2).weight.is_meta
+    assert not elsewhere.weight.is_meta
+    assert not nn.Linear(2, 2).weight.is_meta
+
+
+def test_memory_is_back_after_an_error() -> None:
+    with pytest.raises(ZeroDivisionError), without_memory():
+        _ = 1 // 0
+    assert not nn.Linear(2, 2).weight.is_meta
+
+
+def test_every_preshard_hook_is_called_once_with_its_path() -> None:
+    class Hooked(nn.Module):
+        def __init__(self, *children: nn.Module) -> None:
+            super().__init__()
+            self.inner = nn.ModuleList(children)
+
+        def preshard_hook(self, model_state_dict: dict[str, Tensor], prefix: str) -> None:
+            model_state_dict[prefix] = model_state_dict.pop(f"{prefix}_old") + 1
+
+    state = {name: torch.zeros(1) for name in ("weight_old", "inner.1.weight_old", "other")}
+    invoke_preshard_hooks(Hooked(nn.Linear(1, 1), Hooked()), state)
+    assert {name: tensor.item() for name, tensor in state.items()} == {
+        "weight": 1,
+        "inner.1.weight": 1,
+        "other": 0,
+    }

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from nxdi.errors import ConfigError
 from nxdi.kernels.masks import Causal, SlidingWindow
 from nxdi.modules.attention import AttentionOutput, NeuronAttentionBase
-from nxdi.modules.attention.qk import PerHeadQKNorm
+from nxdi.modules.context import running
 from nxdi.modules.kvcache import ContiguousCache, WindowCache
+from nxdi.modules.norm import RMSNorm
 from nxdi.modules.rope import RotaryEmbedding
 from nxdi.parallel_layers.groups import SimulatedWorld
 from nxdi.parallel_layers.parallel_state import tensor_parallel
@@ -74,18 +75,21 @@ def plain(
     window: int | None = None,
     rotary: bool = False,
     norm_eps: float | None = None,
+    clip: float | None = None,
 ) -> Tensor:
     """The whole module in float64, from the names of its weights."""
     wide = {name: tensor.double() for name, tensor in weights.items()}
 
     def project(name: str, x: Tensor) -> Tensor:
-        return F.linear(x, wide[f"{name}.weight"], wide.get(f"{name}.bias"))
+        y = F.linear(x, wide[f"{name}.weight"], wide.get(f"{name}.bias"))
+        return y if clip is None or name == "o_proj" else y.clamp(-clip, clip)
 
     def heads(name: str) -> Tensor:
-        x_heads = project(f"{name}_proj", x.double()).unflatten(-1, (-1, HEAD_DIM)).transpose(1, 2)
+        projected = project(f"qkv_proj.{name}_proj", x.double())
+        x_heads = projected.unflatten(-1, (-1, HEAD_DIM)).transpose(1, 2)
         if norm_eps is not None and name != "v":
             rms = (x_heads.pow(2).mean(-1, keepdim=True) + norm_eps).sqrt()
-            x_heads = x_heads / rms * wide[f"qk_norm.{name}_norm.weight"]
+            x_heads = x_heads / rms * wide[f"{name}_layernorm.weight"]
         return turned(x_heads, positions()) if rotary and name != "v" else x_heads
 
     allowed = allowed_pairs(positions(), positions(), window)
@@ -103,8 +107,19 @@ def close(got: Tensor, expected: Tensor) -> None:
     )
 
 
-def norm_of(eps: float) -> Callable[[], PerHeadQKNorm]:
-    return lambda: PerHeadQKNorm(HEAD_DIM, eps, torch.float32)
+class OwnNorm(nn.Module):
+    """A norm as a model would bring it, over the last dimension of whatever it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(HEAD_DIM))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 0.1) * self.weight
+
+
+def head_norms() -> dict[str, nn.Module]:
+    return {"q_layernorm": RMSNorm(HEAD_DIM, 0.1), "k_layernorm": OwnNorm()}
 
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -117,12 +132,18 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sinks": ({"has_sinks": True}, {}),
     "window": ({"sliding_window": 2}, {"window": 2}),
     "qk norm before rotary": (
-        {"qk_norm": norm_of(0.1), "rotary_emb": RotaryEmbedding(HEAD_DIM)},
+        {"norms": head_norms, "rotary_emb": RotaryEmbedding(HEAD_DIM)},
         {"norm_eps": 0.1, "rotary": True},
     ),
+    "qk norm after the heads have moved": (
+        {"norms": head_norms, "post_transpose_layernorm": True},
+        {"norm_eps": 0.1},
+    ),
+    "clip": ({"clip_qkv": 0.6, "qkv_bias": True}, {"clip": 0.6}),
+    "sinks by NxDI's name": ({"learned_sinks_size": 1}, {}),
     "all together": (
         {
-            "qk_norm": norm_of(0.1),
+            "norms": head_norms,
             "rotary_emb": RotaryEmbedding(HEAD_DIM),
             "qkv_bias": True,
             "scale": 0.9,
@@ -136,14 +157,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def maker(options: dict[str, Any], **more: Any) -> Callable[[], NeuronAttentionBase]:
-    """Builds the module anew each time, with a norm of its own."""
-
-    def build() -> NeuronAttentionBase:
-        norm = options.get("qk_norm")
-        own = {} if norm is None else {"qk_norm": norm()}
-        return make(**{**options, **own, **more})
-
-    return build
+    """Builds the module anew each time, with norms of its own."""
+    plain_options = {name: value for name, value in options.items() if name != "norms"}
+    make_norms = options.get("norms", dict)
+    return lambda: make(**plain_options, **make_norms(), **more)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -247,28 +264,110 @@ def test_output_unpacks_to_four_as_in_nxdi() -> None:
     assert (present, cos, sin) == (None, None, None)
 
 
+STEPS = [
+    "prep_qkv_tensors",
+    "get_qkv_proj",
+    "split_heads",
+    "apply_rotary_embedding",
+    "merge_and_project",
+    "get_o_proj",
+]
+
+
 def test_each_step_may_be_overridden() -> None:
     class Seen(NeuronAttentionBase):
         """Records its steps, and negates what it attends with."""
 
-        def project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            steps.append("project")
-            return super().project(hidden_states)
-
-        def split_heads(self, *projections: Tensor) -> tuple[Tensor, ...]:
-            steps.append("split_heads")
-            return super().split_heads(*projections)
-
-        def position(self, q: Tensor, k: Tensor, ctx: Any) -> tuple[Tensor, Tensor]:
-            steps.append("position")
-            return super().position(q, k, ctx)
+        def __getattribute__(self, name: str) -> Any:
+            if name in STEPS:
+                steps.append(name)
+            return super().__getattribute__(name)
 
         def merge_and_project(self, out: Tensor) -> Tensor:
-            steps.append("merge_and_project")
             return super().merge_and_project(-out)
 
     steps: list[str] = []
     shape = {"hidden_size": HIDDEN, "num_attention_heads": 4, "num_key_value_heads": 2}
     attention, x = filled(lambda: Seen(tiny_config(), **shape)), drawn(2, LENGTH, HIDDEN)
     close(-prefill(attention, x), plain(attention.state_dict(), x))
-    assert steps == ["project", "split_heads", "position", "merge_and_project"]
+    assert list(dict.fromkeys(steps)) == STEPS
+
+
+def test_the_call_that_nxdi_layers_make() -> None:
+    """Positional up to the cache, everything else by keyword, the step found by itself."""
+    attention = filled(maker(*CASES["rotary"][:1]))
+    x, where = drawn(2, LENGTH, HIDDEN), positions()
+    cache = empty_cache(attention.cache_layout, num_rows=2)
+    ctx = layer_context(Phase.PREFILL, where, cache, num_slots=16)
+    mask = torch.zeros(2, 1, LENGTH, LENGTH, dtype=torch.bool)  # the step's own is used
+    with running(lambda module: ctx):
+        hidden, present, cos, sin = attention(
+            x, mask, where.clamp(min=0), None, adapter_ids=None, idx=0, is_for_context_encoding=True
+        )
+    close(hidden, plain(attention.state_dict(), x, rotary=True))
+    assert [t.shape for t in present] == [(2, 2, LENGTH, HEAD_DIM)] * 2
+    assert cos.shape == sin.shape == (2, LENGTH, HEAD_DIM)
+
+
+def test_angles_handed_on_are_used() -> None:
+    attention = filled(maker(*CASES["rotary"][:1]))
+    x = drawn(2, LENGTH, HIDDEN)
+    cache = empty_cache(attention.cache_layout, num_rows=2)
+    ctx = layer_context(Phase.PREFILL, positions(), cache, num_slots=16)
+    still = torch.ones(2, LENGTH, HEAD_DIM), torch.zeros(2, LENGTH, HEAD_DIM)
+    output = attention(x, ctx=ctx, cos_cache=still[0], sin_cache=still[1])
+    close(output.hidden_states, plain(attention.state_dict(), x))
+    assert output.cos_cache is still[0]
+
+
+@pytest.mark.parametrize("keyword", ["position_ids", "rotary_position_ids"])
+def test_positions_to_turn_by(keyword: str) -> None:
+    """Rotary positions count from anywhere: attention sees only their differences."""
+    attention = filled(maker(*CASES["rotary"][:1]))
+    x = drawn(2, LENGTH, HIDDEN)
+    cache = empty_cache(attention.cache_layout, num_rows=2)
+    ctx = layer_context(Phase.PREFILL, positions(), cache, num_slots=16)
+    expected = plain(attention.state_dict(), x, rotary=True)
+    close(attention(x, ctx=ctx, **{keyword: positions() + 5}).hidden_states, expected)
+    with pytest.raises(AssertionError):
+        close(attention(x, ctx=ctx, **{keyword: positions() * 2}).hidden_states, expected)
+
+
+def test_polar_rotation_turns_neighbours() -> None:
+    attention = filled(lambda: make(rope_theta=100.0))
+    q, k, v = drawn(2, 4, LENGTH, HEAD_DIM), drawn(2, 2, LENGTH, HEAD_DIM), drawn(1)
+    turned_q, turned_k, *_ = attention.apply_rotary_embedding(
+        q, k, v, positions(), None, None, use_polar_compatible_rope=True
+    )
+    speed = torch.tensor([100.0 ** (-2 * j / HEAD_DIM) for j in range(HEAD_DIM // 2)])
+    angle = positions()[:, None, :, None].float() * speed
+    for x, got in ((q, turned_q), (k, turned_k)):
+        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.polar(
+            torch.ones_like(angle), angle
+        )
+        expected = torch.view_as_real(pairs).flatten(-2)
+        torch.testing.assert_close(got, expected, rtol=ATTENTION_FP32, atol=ATTENTION_FP32)
+
+
+def test_without_a_rotary_embedding_positions_are_not_turned_and_angles_pass_by() -> None:
+    attention = make(rotary_emb=None)
+    q, k, v, cos = drawn(2, 4, LENGTH, HEAD_DIM), drawn(2), drawn(2), drawn(2)
+    assert attention.apply_rotary_embedding(q, k, v, positions(), cos, None) == (q, k, cos, None)
+
+
+def test_outside_a_step() -> None:
+    with pytest.raises(ConfigError, match=r"called outside a step of its model; pass ctx=ctx"):
+        make()(drawn(2, LENGTH, HIDDEN))
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+def test_a_norm_left_to_the_fused_kernel_is_applied(kernel: bool) -> None:
+    """It is handed over always, and not applied before only where the kernel is asked for."""
+    attention = filled(lambda: make(neuron={"qkv_kernel_enabled": kernel}))
+    norm = RMSNorm(HIDDEN)
+    norm.weight.data.fill_(2.0)
+    x = drawn(2, LENGTH, HIDDEN)
+    cache = empty_cache(attention.cache_layout, num_rows=2)
+    ctx = layer_context(Phase.PREFILL, positions(), cache, num_slots=16)
+    expected = plain(attention.state_dict(), norm(x) if kernel else x)
+    close(attention(x, ctx=ctx, rmsnorm=norm).hidden_states, expected)

@@ -1,0 +1,1 @@
+"""Command R7B and Command A."""

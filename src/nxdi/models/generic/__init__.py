@@ -1,0 +1,1 @@
+"""Any model with Llama's layout, asked for by `architecture="generic"`."""
