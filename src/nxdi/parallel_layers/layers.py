@@ -254,9 +254,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 def _refuse(cls: type, given: dict[str, Any]) -> None:
-    unsupported = {
-        name for name, value in given.items() if value not in _NEUTRAL.get(name, ())
-    }
+    unsupported = {name for name, value in given.items() if value not in _NEUTRAL.get(name, ())}
     if unsupported:
         raise UnsupportedError(
             f"{cls.__name__} does not take {sorted(unsupported)}; remove them from the call"
