@@ -39,7 +39,7 @@ setup(
     python_requires=">=3.10",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"nxdi": ["py.typed", "**/*.cpp"]},
+    package_data={"nxdi": ["py.typed", "**/*.cpp", "**/*.h"]},
     install_requires=[
         "torch>=2.9",
         "transformers>=4.57,<6",
@@ -47,7 +47,14 @@ setup(
         "numpy",
         "tqdm",
         "filelock",
+        "packaging",
+        "pyyaml",
     ],
     extras_require={"demo": DEMO, "test": DEMO + TEST},
-    entry_points={"console_scripts": ["nxdi=nxdi.cli:main"]},
+    entry_points={
+        "console_scripts": [
+            "nxdi=nxdi.cli:main",
+            "inference_demo=nxdi.cli.inference_demo:main",
+        ]
+    },
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -14,14 +14,20 @@ from nxdi.parallel_layers.groups import World
 from nxdi.runtime.backend import RankExecutable
 from nxdi.types import Phase
 
+Observer = Callable[[GraphSpec, Mapping[str, Tensor]], None]
+
 
 class Runner:
-    """Drives the loaded graphs of all local ranks."""
+    """Drives the loaded graphs of all local ranks.
+
+    observers: called before each run of a graph, with its inputs; for tools that look on.
+    """
 
     def __init__(
         self, plan: GraphPlan, world: World, executables: Sequence[RankExecutable]
     ) -> None:
         self.plan, self.world, self.executables = plan, world, executables
+        self.observers: list[Observer] = []
 
     def step(self, batch: StepBatch) -> dict[str, Tensor]:
         """Outputs by name, rows in the caller's order.
@@ -37,6 +43,8 @@ class Runner:
         return unpad_step(self._run(spec, pad_step(batch, spec)), batch)
 
     def _run(self, spec: GraphSpec, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        for observe in self.observers:
+            observe(spec, inputs)
         return self.world.run(
             [partial(executable, spec, inputs) for executable in self.executables]
         )[0]
@@ -60,5 +68,4 @@ class Runner:
     def reset(self) -> None:
         """Forget all sequences."""
         for executable in self.executables:
-            for cache in executable.caches:
-                cache.zero_()
+            executable.reset()

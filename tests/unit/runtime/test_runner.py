@@ -26,6 +26,10 @@ class Rank:
         self.asked.append((spec.name, dict(inputs)))
         return {"tokens": inputs["input_ids"][:, 0] * 10 + current()[1]}
 
+    def reset(self) -> None:
+        for cache in self.caches:
+            cache.zero_()
+
 
 def make_runner(**options: object) -> tuple[Runner, Rank]:
     config = NeuronConfig(

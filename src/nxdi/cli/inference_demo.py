@@ -1,0 +1,187 @@
+"""The `inference_demo` command: compile, load, check, generate and measure, with NxDI's options."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from nxdi.cli.demo_options import make_parser, neuron_keywords, sampling_keywords
+from nxdi.cli.model_options import check_model_folder, load_tokenizer
+from nxdi.cli.prompts import explain_tokenizer_errors
+from nxdi.errors import ConfigError, NxdiError, UnsupportedError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+    from nxdi.models.causal_lm import NeuronBaseForCausalLM
+
+EXIT_DIVERGES, EXIT_BAD_REQUEST, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line.
+
+    Returns: the exit code: 1 if the accuracy check fails, 2 if the request cannot be met.
+    """
+    args = make_parser().parse_args(argv)
+    try:
+        _run(args)
+    except NxdiError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_DIVERGES if isinstance(error, AssertionError) else EXIT_BAD_REQUEST
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _run(args: argparse.Namespace) -> None:
+    _check_request(args)
+    model = _make_model(args)
+    if not args.skip_compile:
+        print("Compiling and saving model...", flush=True)
+        model.compile(args.compiled_model_path)
+    if args.compile_only:
+        return
+    print("Loading model...", flush=True)
+    model.load(args.compiled_model_path)
+    tokenizer = _load_tokenizer(args, model)
+    options = _generation_config(args)
+    inputs = _encode(args, tokenizer)
+    _check_accuracy(args, model, tokenizer, options, inputs)
+    _generate(args, model, tokenizer, options, inputs)
+    if args.benchmark:
+        from nxdi.utils.benchmark import benchmark_sampling
+
+        report = benchmark_sampling(
+            model,
+            generation_config=options,
+            num_runs=args.num_runs,
+            benchmark_report_path=args.benchmark_report_path,
+        )
+        print("Benchmark completed and its result is as following")
+        print(json.dumps(report, indent=4))
+
+
+def _check_request(args: argparse.Namespace) -> None:
+    """Refuse what would fail after minutes of compiling."""
+    check_model_folder(args.model_path)
+    if args.draft_model_path is not None:
+        raise UnsupportedError(
+            "--draft-model-path is refused: speculation is not part of this release; leave it out: "
+            "greedy tokens are the same"
+        )
+    if args.skip_compile and args.compile_only:
+        raise ConfigError("--skip-compile and --compile-only leave nothing to do; give one")
+    if not args.prompts and not args.compile_only:
+        raise ConfigError("no --prompt to continue; give one or more, or --compile-only")
+
+
+def _make_model(args: argparse.Namespace) -> NeuronBaseForCausalLM:
+    """Raises: ConfigError if the folder holds another type of model than --model-type says."""
+    from nxdi.config import serialize
+    from nxdi.models.auto import AutoModelForCausalLM
+
+    file = args.model_path / "config.json"
+    found = serialize.parse(serialize.read_text(file), str(file)).get("model_type")
+    if str(found).replace("-", "_") != args.model_type.replace("-", "_"):
+        raise ConfigError(f"{file} has model_type={found!r}; use --model-type {found}")
+    model_cls = AutoModelForCausalLM.class_for(args.model_path)
+    neuron_config = model_cls.get_config_cls().get_neuron_config_cls()(**neuron_keywords(args))
+    num_rows = neuron_config.tkg_batch_size
+    if len(args.prompts) > num_rows:
+        raise ConfigError(
+            f"{len(args.prompts)} prompts do not fit batch_size={num_rows}; give fewer, or raise "
+            "--batch-size"
+        )
+    return model_cls(args.model_path, neuron_config=neuron_config)
+
+
+def _load_tokenizer(
+    args: argparse.Namespace, model: NeuronBaseForCausalLM
+) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, able to pad; a copy goes to the compiled model, as NxDI puts it."""
+    tokenizer = load_tokenizer(args.model_path)
+    with explain_tokenizer_errors(args.model_path, "cannot pad"):
+        if args.pad_token_id is not None:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(args.pad_token_id)
+        elif tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = model.neuron_config.padding_side
+        if not args.skip_compile:
+            tokenizer.save_pretrained(args.compiled_model_path)
+    return tokenizer
+
+
+def _generation_config(args: argparse.Namespace) -> GenerationConfig:
+    """The folder's defaults, and over them what the command line says."""
+    from transformers import GenerationConfig
+
+    make: Any = GenerationConfig  # its methods have no types
+    has_file = (args.model_path / "generation_config.json").is_file()
+    options = make.from_pretrained(args.model_path) if has_file else make()
+    options.update(**sampling_keywords(args))
+    return cast("GenerationConfig", options)
+
+
+def _encode(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """`input_ids` and `attention_mask` [B, S], padded if there are several prompts."""
+    with explain_tokenizer_errors(args.model_path, "fails"):
+        encoded = tokenizer(args.prompts, padding=len(args.prompts) > 1, return_tensors="pt")
+        return {name: encoded[name] for name in ("input_ids", "attention_mask")}
+
+
+def _check_accuracy(
+    args: argparse.Namespace,
+    model: NeuronBaseForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    options: GenerationConfig,
+    inputs: Mapping[str, Any],
+) -> None:
+    """Raises: LogitMatchingValidationError if the model differs from transformers."""
+    if args.check_accuracy_mode == "skip-accuracy-check":
+        return
+    from nxdi.utils import accuracy
+
+    num_tokens = args.num_tokens_to_check
+    if args.check_accuracy_mode == "token-matching":
+        print("Checking accuracy by token matching", flush=True)
+        accuracy.check_accuracy(
+            model, tokenizer, options, num_tokens_to_check=num_tokens, inputs=inputs
+        )
+    else:
+        print("Checking accuracy by logit matching", flush=True)
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        accuracy.check_accuracy_logits_v2(
+            model,
+            accuracy.generate_expected_logits(model, ids, mask, options, num_tokens),
+            ids,
+            mask,
+            options,
+            args.divergence_difference_tol,
+            args.tol_map,
+        )
+    print("The model is accurate")
+
+
+def _generate(
+    args: argparse.Namespace,
+    model: NeuronBaseForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    options: GenerationConfig,
+    inputs: Mapping[str, Any],
+) -> None:
+    """Print each prompt with what follows it, up to the length the model was compiled for."""
+    from nxdi.generation.hf_adapter import HuggingFaceGenerationAdapter
+
+    limit: dict[str, Any] = {"max_length": model.neuron_config.max_length}
+    if new_tokens := neuron_keywords(args).get("max_new_tokens"):
+        limit = {"max_new_tokens": new_tokens}
+    adapter = HuggingFaceGenerationAdapter(model)
+    outputs = cast("Tensor", adapter.generate(**inputs, generation_config=options, **limit))
+    print("Generated outputs:")
+    for row, text in enumerate(tokenizer.batch_decode(outputs, skip_special_tokens=True)):
+        print(f"Output {row}: {text}")

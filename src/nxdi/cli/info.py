@@ -1,0 +1,118 @@
+"""`nxdi info`: what a model will be, before anything is compiled."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from nxdi.cli.format import format_size
+from nxdi.cli.model_options import add_model_options, plan_model
+
+if TYPE_CHECKING:
+    from nxdi.tools.model_info.records import GraphInfo, ModelInfo, RequestInfo
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "info",
+        help="show a model's graphs, memory and kernels before compiling",
+        description="Show what compiling and loading a model will make. Needs config.json only.",
+    )
+    add_model_options(parser)
+    parser.add_argument(
+        "--request",
+        type=_parse_request,
+        action="append",
+        default=[],
+        metavar="PROMPT_LEN,NEW_TOKENS[,PROMPTS]",
+        help="name the graphs that such a request will use; may be repeated",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the plan as text or JSON."""
+    model = plan_model(args)
+
+    from nxdi.tools.model_info import describe_model
+
+    info = describe_model(model, args.request)
+    print(json.dumps(asdict(info), indent=1) if args.json else "\n".join(_lines(info)))
+
+
+def _lines(info: ModelInfo) -> Iterator[str]:
+    ranks = "1 rank" if info.tp_degree == 1 else f"{info.tp_degree} ranks"
+    yield f"{info.model}: {info.architecture}, {info.torch_dtype}, {ranks}, backend {info.backend}"
+    yield f"parameters  {info.num_parameters:,}"
+    yield f"weights     {format_size(max(info.weight_bytes))} on each rank"
+    yield f"KV caches   {format_size(info.cache_bytes)} on each rank"
+    for cache in info.caches:
+        yield f"  {cache.count} x {cache.dtype} {list(cache.shape)}"
+    yield from _titled("notes", info.notes)
+    yield from _titled("graphs", (_graph_line(graph) for graph in info.graphs))
+    yield from _titled("kernels", _kernel_lines(info))
+    yield from _titled(
+        "options without effect",
+        (f"{option.name}={option.value}: {option.reason}" for option in info.no_op_options),
+    )
+    for request in info.requests:
+        yield from _request_lines(request)
+
+
+def _titled(title: str, lines: Any) -> Iterator[str]:
+    indented = [f"  {line}" for line in lines]
+    if indented:
+        yield title
+        yield from indented
+
+
+def _graph_line(graph: GraphInfo) -> str:
+    inputs = ", ".join(f"{name} {list(shape)}" for name, shape in graph.inputs.items())
+    return f"{graph.name}: {inputs} -> {', '.join(graph.outputs)}"
+
+
+def _kernel_lines(info: ModelInfo) -> Iterator[str]:
+    """Each kernel once, with the graphs that use it and why the ones before it declined."""
+    users: dict[tuple[str, str], list[str]] = {}
+    reasons: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for graph in info.graphs:
+        for kernel in graph.kernels:
+            choice = (kernel.op, kernel.chosen)
+            if graph.name not in users.setdefault(choice, []):
+                users[choice].append(graph.name)
+            for name, reason in kernel.declined.items():
+                given = reasons.setdefault(choice, {}).setdefault(name, [])
+                if reason not in given:
+                    given.append(reason)
+    for choice, graphs in users.items():
+        where = "all graphs" if len(graphs) == len(info.graphs) else ", ".join(graphs)
+        yield f"{choice[0]}: {choice[1]} in {where}"
+        for name, given in reasons.get(choice, {}).items():
+            others = f" (and {len(given) - 1} more reasons: --json)" if len(given) > 1 else ""
+            yield f"  {name} declined: {given[0]}{others}"
+
+
+def _request_lines(request: RequestInfo) -> Iterator[str]:
+    prompts = "1 prompt" if request.num_rows == 1 else f"{request.num_rows} prompts"
+    yield f"request: {prompts} of {request.prompt_len} tokens, {request.new_tokens} new tokens"
+    for step in request.steps:
+        tokens = f"token {step.first_token}"
+        if step.last_token > step.first_token:
+            tokens = f"tokens {step.first_token} to {step.last_token}"
+        steps = "1 step" if step.num_steps == 1 else f"{step.num_steps} steps"
+        yield f"  {step.graph}: {steps}, {tokens}"
+
+
+def _parse_request(text: str) -> tuple[int, int, int]:
+    numbers = text.split(",")
+    if not (2 <= len(numbers) <= 3 and all(number.strip().isdecimal() for number in numbers)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not PROMPT_LEN,NEW_TOKENS or PROMPT_LEN,NEW_TOKENS,PROMPTS"
+        )
+    prompt_len, new_tokens, num_rows = [*map(int, numbers), 1][:3]
+    return prompt_len, new_tokens, num_rows

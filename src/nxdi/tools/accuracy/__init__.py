@@ -1,0 +1,1 @@
+"""Comparing a model with transformers: tokens, logits, and the layer and module that differ."""

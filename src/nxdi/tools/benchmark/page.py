@@ -1,0 +1,121 @@
+"""A report as one HTML page that needs nothing else: no script, no font, no other file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+
+import numpy as np
+
+from nxdi.tools.benchmark.charts import band, histogram
+from nxdi.tools.benchmark.stages import PERCENTILES, Report, Stage
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1d2126; --soft: #5b6570; --rule: #d8dde3;
+  --paper: #ffffff; --fill: #3b76c4; --mark: #b3541e; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e9ed; --soft: #9aa5b1; --rule: #363d45; --paper: #15181c; --fill: #6ba3ea;
+    --mark: #e9955e; } }
+body { margin: 2rem auto; max-width: 46rem; padding: 0 1rem; color: var(--ink);
+  background: var(--paper); font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; margin-bottom: 0.2rem; }
+h2 { font-size: 1.1rem; margin-top: 2rem; }
+p.sub, figcaption { color: var(--soft); margin: 0; }
+figure { margin: 1rem 0; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: 0.3rem 0.5rem; border-bottom: 1px solid var(--rule); }
+th:first-child, td:first-child, table.facts td { text-align: left; }
+table.facts td { overflow-wrap: anywhere; }
+table.facts td:first-child { color: var(--soft); width: 14rem; }
+svg { width: 100%; height: auto; display: block; }
+svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
+svg .end { text-anchor: end; }
+svg .middle, svg .mark-label { text-anchor: middle; }
+svg .grid { stroke: var(--rule); }
+svg .bar { fill: var(--fill); }
+svg .band { fill: var(--fill); opacity: 0.25; }
+svg .line { fill: none; stroke: var(--fill); stroke-width: 1.5; }
+svg .mark { stroke: var(--mark); stroke-dasharray: 4 3; }
+svg .mark-label { fill: var(--mark); }
+"""
+
+
+def render_page(report: Report) -> str:
+    """The page as text. The same report gives the same text, which is well-formed XML as well."""
+    title = f"Benchmark of {report.config.get('model', 'a model')}"
+    body = "\n".join(_body(report, title))
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
+        f"<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _body(report: Report, title: str) -> Iterator[str]:
+    work = report.workload
+    yield f"<h1>{escape(title)}</h1>"
+    yield (
+        f'<p class="sub">{len(report.runs)} runs of {work.num_rows} prompts with '
+        f"{work.prompt_len} tokens and {work.new_tokens} new tokens each, measured at "
+        f"{escape(report.measured_at)}</p>"
+    )
+    yield "<h2>Latency and throughput</h2>"
+    yield _figures_table(report)
+    for stage in report.stages:
+        yield f"<h2>{escape(stage.heading)}: latencies</h2>"
+        yield _distribution(report, stage)
+    if Stage.DECODE in report.stages:
+        yield "<h2>Decode time of each token</h2>"
+        yield _decode_times(report)
+    yield "<h2>Configuration</h2>"
+    yield _facts(report.config)
+    yield "<h2>Machine</h2>"
+    yield _facts(report.machine)
+
+
+def _figures_table(report: Report) -> str:
+    names = [f"latency_ms_p{p}" for p in PERCENTILES] + ["latency_ms_avg"]
+    titles = ["", *(f"p{p}" for p in PERCENTILES), "mean", "generated tokens/s"]
+    rows = []
+    for stage in report.stages:
+        figures = report.figures(stage)
+        cells = [f"{figures[name]:.2f}" for name in names] + [f"{figures['throughput']:.1f}"]
+        rows.append([stage.heading, *cells])
+    caption = "<figcaption>Latencies in milliseconds</figcaption>"
+    return f'<figure class="wide">{_table(titles, rows)}{caption}</figure>'
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
+    lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _distribution(report: Report, stage: Stage) -> str:
+    figures, latencies = report.figures(stage), report.latencies_ms(stage)
+    marks = {f"p{p}": figures[f"latency_ms_p{p}"] for p in (50, 99)}
+    chart = histogram(latencies, marks, f"{stage.heading}: distribution of latencies")
+    return f"<figure>{chart}<figcaption>{len(latencies)} latencies</figcaption></figure>"
+
+
+def _decode_times(report: Report) -> str:
+    times = 1000 * np.array([run.later for run in report.runs])
+    chart = band(
+        range(2, times.shape[1] + 2),
+        times.min(axis=0).tolist(),
+        np.median(times, axis=0).tolist(),
+        times.max(axis=0).tolist(),
+        "Decode time of each token",
+    )
+    caption = "Median over the runs, and the range from the fastest to the slowest run"
+    return f"<figure>{chart}<figcaption>{caption}</figcaption></figure>"
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in facts.items()
+    )
+    return f'<table class="facts"><tbody>{rows}</tbody></table>'

@@ -1,0 +1,93 @@
+"""The plan of a model: graphs, memory per rank, kernels, and options without effect."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nxdi.config import no_op_options, serialize
+from nxdi.graph.plan import GraphSpec
+from nxdi.kernels.registry import Choice
+from nxdi.models.application_base import NeuronApplicationBase
+from nxdi.runtime.backends.preview import preview_kernels
+from nxdi.runtime.estimate import checkpoint_dtype, checkpoint_on_meta, memory_of, rank_bytes
+from nxdi.runtime.weights import model_tensors
+from nxdi.tools.model_info.notes import sharding_notes, tied_notes, window_notes
+from nxdi.tools.model_info.records import CacheInfo, GraphInfo, KernelInfo, ModelInfo, NoOpInfo
+from nxdi.tools.model_info.request import plan_request
+from nxdi.types import Phase
+
+
+def describe_model(
+    app: NeuronApplicationBase, requests: Sequence[tuple[int, int, int]] = ()
+) -> ModelInfo:
+    """What compiling and loading `app` will make. Only headers of the weights are read, if any.
+
+    requests: (prompt tokens, new tokens, prompts) of requests whose graphs to name.
+    Raises: BucketError for a request that fits no graph.
+    """
+    config, module = app.neuron_config, app.build(Phase.DECODE)
+    wanted = model_tensors(module)
+    full = checkpoint_on_meta(wanted, checkpoint_dtype(app.model_path))
+    if getattr(app.config, "tie_word_embeddings", False):
+        app.update_state_dict_for_tied_weights(full)
+    shares = not app.stores_weights
+    caches = _caches(app, module)
+    kernels = preview_kernels(app.program(), app.backend.name)
+    return ModelInfo(
+        model=app.model_path.name,
+        architecture=type(app).__name__,
+        backend=app.backend.name,
+        torch_dtype=str(config.torch_dtype).removeprefix("torch."),
+        tp_degree=config.tp_degree,
+        num_parameters=_num_parameters(full),
+        weight_bytes=tuple(rank_bytes(wanted, full, rank, shares) for rank in range(app.num_ranks)),
+        cache_bytes=sum(cache.num_bytes for cache in caches),
+        caches=caches,
+        notes=(
+            *tied_notes(wanted, full, shares),
+            *sharding_notes(wanted, app.num_ranks),
+            *window_notes(module),
+        ),
+        no_op_options=tuple(
+            NoOpInfo(name, serialize.encode(value, name), reason)
+            for name, value, reason in no_op_options(config)
+        ),
+        graphs=tuple(_graph(spec, kernels[spec.name]) for spec in app.plan.graphs),
+        requests=tuple(plan_request(app.plan, config, *request) for request in requests),
+    )
+
+
+def _num_parameters(full: Mapping[str, Tensor]) -> int:
+    return sum({memory_of(tensor): tensor.numel() for tensor in full.values()}.values())
+
+
+def _caches(app: NeuronApplicationBase, module: Any) -> tuple[CacheInfo, ...]:
+    with torch.device("meta"):
+        tensors = app.program().make_caches(module)
+    counts = Counter((tuple(tensor.shape), tensor.dtype) for tensor in tensors)
+    return tuple(
+        CacheInfo(
+            count=count,
+            shape=shape,
+            dtype=str(dtype).removeprefix("torch."),
+            num_bytes=count * torch.Size(shape).numel() * dtype.itemsize,
+        )
+        for (shape, dtype), count in counts.items()
+    )
+
+
+def _graph(spec: GraphSpec, choices: Sequence[Choice]) -> GraphInfo:
+    return GraphInfo(
+        name=spec.name,
+        phase=spec.phase.value,
+        batch_size=spec.batch_size,
+        length=spec.length,
+        inputs=spec.input_shapes(),
+        outputs=spec.outputs,
+        kernels=tuple(KernelInfo(c.op, c.chosen, dict(c.refused)) for c in choices),
+    )

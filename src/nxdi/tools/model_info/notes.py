@@ -1,0 +1,77 @@
+"""What a reader of the memory numbers would not expect: tied, padded, copied, rolling."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from nxdi.parallel_layers.sharding import DimShard, HeadShard, shard_of
+from nxdi.runtime.estimate import memory_of
+from nxdi.runtime.weights import cut_for_rank
+
+
+def tied_notes(
+    wanted: Mapping[str, Tensor], full: Mapping[str, Tensor], shares: bool
+) -> Iterator[str]:
+    """Tensors that are one in the checkpoint, and whether they are one in memory."""
+    cut = cut_for_rank(wanted, full, rank=0)
+    for names in _groups({name: memory_of(tensor) for name, tensor in full.items()}):
+        listing = " and ".join(names)
+        if shares and len({memory_of(cut[name]) for name in names}) == 1:
+            yield f"{listing} are tied and share memory"
+        else:
+            yield f"{listing} are tied in the checkpoint and are separate copies in memory"
+
+
+def sharding_notes(wanted: Mapping[str, Tensor], num_ranks: int) -> Iterator[str]:
+    """Tensors with heads or sizes that do not divide by the ranks."""
+    found = {}
+    for name, tensor in wanted.items():
+        shard = shard_of(tensor)
+        text = None
+        if isinstance(shard, HeadShard):
+            text = _head_note(shard)
+        elif isinstance(shard, DimShard):
+            text = _size_note(shard, tensor.shape[shard.dim] * num_ranks)
+        if text is not None:
+            found[re.sub(r"\.\d+\.", ".*.", name)] = text
+    for names in _groups(found, smallest=1):
+        yield f"{', '.join(names)}: {found[names[0]]}"
+
+
+def window_notes(module: nn.Module) -> Iterator[str]:
+    """Layers whose caches hold the newest tokens only."""
+    layouts: list[Any] = [m.cache_layout for m in module.modules() if hasattr(m, "cache_layout")]
+    windows = [layout.window for layout in layouts if hasattr(layout, "window")]
+    for window in sorted(set(windows)):
+        yield (
+            f"{windows.count(window)} of {len(layouts)} layers keep the keys and values of the "
+            f"newest {window} tokens only"
+        )
+
+
+def _head_note(shard: HeadShard) -> str | None:
+    heads = [head for of_rank in shard.heads for head in of_rank]
+    zeros = heads.count(-1)
+    copies = len(heads) - zeros - shard.num_heads
+    if not (zeros or copies):
+        return None
+    extra = [f"{copies} copies"] * bool(copies) + [f"{zeros} of zeros"] * bool(zeros)
+    return f"{shard.num_heads} heads become {len(heads)}, with {' and '.join(extra)}"
+
+
+def _size_note(shard: DimShard, size: int) -> str | None:
+    if size == shard.full_size:
+        return None
+    return f"{shard.full_size} is padded with zeros to {size}"
+
+
+def _groups(values: Mapping[str, object], smallest: int = 2) -> list[list[str]]:
+    """Names with equal values, in groups of at least `smallest`."""
+    groups: dict[object, list[str]] = {}
+    for name, value in values.items():
+        groups.setdefault(value, []).append(name)
+    return [names for names in groups.values() if len(names) >= smallest]

@@ -1,0 +1,61 @@
+"""The kernels that a plan names against those that the export of each piece gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nxdi.kernels.registry import Choice
+from nxdi.runtime.backends.cpu import compiler
+from nxdi.runtime.backends.cpu.pieces import Piece, example_arguments, plan_parts
+from nxdi.runtime.backends.preview import preview_kernels
+from tiny_models import make_app, save_tiny, tiny_hf_model
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # Windows, whose layers differ from the others.
+    model = tiny_hf_model("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1)
+    return save_tiny(model, tmp_path_factory.mktemp("models") / "qwen2")
+
+
+@pytest.fixture
+def no_native_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Pieces are exported and given their kernels, and then not compiled."""
+    monkeypatch.setattr(compiler, "get_or_build", lambda key, build: tmp_path)
+
+
+@pytest.mark.usefixtures("no_native_code")
+@pytest.mark.parametrize(("dtype", "tp_degree"), [("float32", 1), ("bfloat16", 2)])
+def test_the_same_choices_as_compiling(dtype: str, tp_degree: int, saved: Path) -> None:
+    app = make_app(
+        saved,
+        backend="cpu",
+        torch_dtype=dtype,
+        tp_degree=tp_degree,
+        seq_len=512,
+        max_context_length=300,
+        enable_bucketing=True,
+        context_encoding_buckets=[16, 300],
+        token_generation_buckets=[32, 512],
+    )
+    program = app.program()
+    made: dict[str, set[Choice]] = {}
+    for spec in app.plan.graphs:
+        model = program.build(spec.phase)
+        for part in plan_parts(model, spec):
+            arguments = example_arguments(model, part, spec, program.cache_dtype)
+            choices = compiler.compile_piece(Piece(part), arguments)[1]
+            made.setdefault(spec.name, set()).update(choices)
+    planned = {name: set(choices) for name, choices in preview_kernels(program, "cpu").items()}
+    assert planned == made
+    assert {choice.op for choices in planned.values() for choice in choices} == {"attend", "linear"}
+    assert len({frozenset(choices) for choices in planned.values()}) > 1  # lengths matter
+
+
+def test_the_eager_backend_uses_generic_kernels_and_torch_for_the_rest(saved: Path) -> None:
+    program = make_app(saved, seq_len=32).program()
+    for choices in preview_kernels(program, "eager").values():
+        assert {choice.op for choice in choices} == {"attend"}
+        assert all(choice.refused == () for choice in choices)
