@@ -1,6 +1,7 @@
 """Which group of ranks the modules built now belong to; names follow neuronx_distributed.
 
-The state is read when a module is constructed, never in forward: a built module keeps its group.
+A built module keeps its group. A collective that forward calls without one means all ranks: those
+of the world that runs the step, or those the graph is compiled for.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ class ProcessGroup:
         return [rank for group in self.mesh for rank in group]
 
 
-_SINGLE = ProcessGroup(((0,),))
 _TENSOR_PARALLEL: ContextVar[ProcessGroup | None] = ContextVar("nxdi_tensor_parallel", default=None)
 
 
@@ -41,7 +41,7 @@ def _group_of(tp_degree: int) -> ProcessGroup:
 
 @contextmanager
 def tensor_parallel(tp_degree: int) -> Iterator[None]:
-    """Modules built within the block are shards of `tp_degree` ranks."""
+    """Modules built within the block are shards of `tp_degree` ranks, and so are graphs."""
     token = _TENSOR_PARALLEL.set(_group_of(tp_degree))
     try:
         yield
@@ -64,7 +64,7 @@ def model_parallel_is_initialized() -> bool:
 
 
 def get_tensor_model_parallel_group() -> ProcessGroup:
-    return _TENSOR_PARALLEL.get() or _SINGLE
+    return _TENSOR_PARALLEL.get() or _group_of(groups.current()[0].size)
 
 
 def get_tensor_model_parallel_size() -> int:

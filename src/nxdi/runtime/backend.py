@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nxdi.graph.plan import GraphPlan, GraphSpec
 from nxdi.kernels.registry import Choice
+from nxdi.parallel_layers.groups import World
 from nxdi.types import Phase
 
 
@@ -63,11 +64,15 @@ class StepModule(Protocol):
 
 @dataclass(frozen=True)
 class Program:
-    """A model to compile or load: how to build it for a phase, without memory, and its graphs."""
+    """A model to compile or load: how to build it for a phase, without memory, and its graphs.
+
+    compiler_args: the model's own arguments of the Neuron compiler; None: the backend's.
+    """
 
     build: Callable[[Phase], StepModule]
     plan: GraphPlan
     cache_dtype: torch.dtype
+    compiler_args: str | None = None
 
     def make_caches(self, module: StepModule) -> list[Tensor]:
         """Empty caches of one rank, shared by all graphs of that rank."""
@@ -75,12 +80,19 @@ class Program:
 
 
 class RankExecutable(Protocol):
-    """All graphs of one rank, with its weights and caches bound."""
+    """All graphs of one rank (or of all that a device runs together), with weights and caches."""
 
-    caches: list[Tensor]
+    @property
+    def caches(self) -> list[Tensor]:
+        """The cache tensors of the (first) rank; copies where they live on a device."""
+        ...
 
     def __call__(self, spec: GraphSpec, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run one graph; the caches are updated."""
+        ...
+
+    def reset(self) -> None:
+        """Zero the caches."""
         ...
 
 
@@ -103,6 +115,15 @@ class Backend(Protocol):
         """Write the compiled graphs into `folder`; report(done, total, what) as work proceeds."""
         ...
 
-    def load(self, program: Program, folder: Path, weights: Mapping[str, Tensor]) -> RankExecutable:
-        """Bind one rank's weights to the graphs in `folder`."""
+    def world(self) -> World:
+        """Who runs the ranks, and which of them are here."""
+        ...
+
+    def load(
+        self, program: Program, folder: Path, weights: Sequence[Mapping[str, Tensor]]
+    ) -> Sequence[RankExecutable]:
+        """Bind the weights of each local rank to the graphs in `folder`.
+
+        Returns: what `world().run` is to call, in its order.
+        """
         ...

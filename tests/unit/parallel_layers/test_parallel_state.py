@@ -51,6 +51,14 @@ def test_the_rank_that_runs() -> None:
     assert world.run([parallel_state.get_tensor_model_parallel_rank] * 3) == [0, 1, 2]
 
 
+def test_the_group_of_a_step_is_the_world_that_runs_it() -> None:
+    def size() -> int:
+        return parallel_state.get_tensor_model_parallel_size()
+
+    assert SimulatedWorld(3).run([size] * 3) == [3, 3, 3]
+    assert size() == 1
+
+
 def test_groups_as_a_mesh() -> None:
     group = ProcessGroup(((0, 1), (2, 3)))
     assert group.size() == 2

@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
+from nxdi.config import NeuronConfig
+from nxdi.errors import UnsupportedError
 from nxdi.runtime.backend import Backend
 from nxdi.runtime.backends.cpu import CpuBackend
 from nxdi.runtime.backends.eager import EagerBackend
+from nxdi.runtime.backends.neuron import probe
 
 
-def make_backend(name: str) -> Backend:
-    """The backend called `name`, which NeuronConfig has checked; "auto" is the compiled CPU one."""
-    return EagerBackend() if name == "eager" else CpuBackend()
+def resolve_backend(name: str) -> str:
+    """ "auto" is neuron where a device and a fitting SDK are really there, and else cpu."""
+    if name != "auto":
+        return name
+    return "neuron" if probe.neuron_devices() and probe.sdk_problem() is None else "cpu"
+
+
+def make_backend(config: NeuronConfig) -> Backend:
+    """The backend that `config` names.
+
+    Raises: UnsupportedError for several nodes on a backend that has one.
+    """
+    name = resolve_backend(config.backend)
+    if name == "neuron":
+        from nxdi.runtime.backends.neuron.backend import NeuronBackend
+
+        return NeuronBackend(config)
+    if (config.world_size, config.start_rank_id) != (config.tp_degree, 0) or (
+        config.local_ranks_size != config.world_size
+    ):
+        raise UnsupportedError(
+            f"world_size={config.world_size}, start_rank_id={config.start_rank_id} and "
+            f"local_ranks_size={config.local_ranks_size} describe several nodes, which only "
+            "backend='neuron' has; leave them out"
+        )
+    return EagerBackend(config.tp_degree) if name == "eager" else CpuBackend(config.tp_degree)

@@ -5,7 +5,7 @@ The oracle, and the place for a breakpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +13,9 @@ from torch import Tensor
 
 from nxdi.graph.plan import GraphSpec
 from nxdi.kernels.registry import Choice, platform
+from nxdi.parallel_layers.groups import World
 from nxdi.runtime.backend import Program, StepModule
+from nxdi.runtime.host_world import host_world
 from nxdi.types import Phase
 
 
@@ -30,11 +32,18 @@ class EagerRank:
             self.caches[:] = new
         return outputs
 
+    def reset(self) -> None:
+        for cache in self.caches:
+            cache.zero_()
+
 
 class EagerBackend:
     """Needs no compiler and writes no files."""
 
     name = "eager"
+
+    def __init__(self, num_ranks: int = 1) -> None:
+        self._num_ranks = num_ranks
 
     def platform(self) -> str:
         return "any"
@@ -47,7 +56,15 @@ class EagerBackend:
     ) -> list[Choice]:
         return []
 
-    def load(self, program: Program, folder: Path, weights: Mapping[str, Tensor]) -> EagerRank:
+    def world(self) -> World:
+        return host_world(self._num_ranks)
+
+    def load(
+        self, program: Program, folder: Path, weights: Sequence[Mapping[str, Tensor]]
+    ) -> list[EagerRank]:
+        return [self._load(program, of_rank) for of_rank in weights]
+
+    def _load(self, program: Program, weights: Mapping[str, Tensor]) -> EagerRank:
         modules = {}
         for phase in Phase:
             modules[phase] = program.build(phase)

@@ -1,0 +1,102 @@
+"""Is there a Neuron SDK that this backend can use? PyPI has empty packages under its names."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from nxdi.config.targets import TARGETS
+from nxdi.errors import ConfigError, UnsupportedError
+
+# Versions that fit, by package.
+TORCH = ("2.9",)
+NXD = ("0.18", "0.19")
+_INSTALL = (
+    "install torch-neuronx, neuronx-cc and neuronx-distributed of Neuron SDK 2.29 to 2.31 from "
+    "the repository that its installation guide names, or use backend='cpu'"
+)
+# What only the real package has.
+_MARKS = {"torch_neuronx.xla_impl": "trace", "neuronx_distributed": "NxDModel"}
+_PACKAGES = ("torch", "torch-neuronx", "neuronx-cc", "neuronx-distributed")
+
+
+@dataclass(frozen=True)
+class Sdk:
+    """A usable SDK: its `neuronx_distributed` module, and versions by package."""
+
+    nxd: Any
+    versions: dict[str, str]
+
+
+def find_sdk() -> Sdk:
+    """The SDK that is installed here. Raises: UnsupportedError saying what to install."""
+    modules = {name: _real_module(name, mark) for name, mark in _MARKS.items()}
+    versions = {name: installed_version(name) or "unknown" for name in _PACKAGES}
+    _check(versions, "torch", TORCH)
+    _check(versions, "neuronx-distributed", NXD)
+    return Sdk(modules["neuronx_distributed"], versions)
+
+
+def sdk_problem() -> str | None:
+    """Why no SDK can be used here; None if one can."""
+    try:
+        find_sdk()
+    except UnsupportedError as error:
+        return str(error)
+    return None
+
+
+def neuron_devices() -> list[Path]:
+    """The device files of the Neuron driver."""
+    return sorted(Path("/dev").glob("neuron[0-9]*"))
+
+
+def device_target() -> str:
+    """The target of the device that is here.
+
+    Raises: ConfigError if there is none; UnsupportedError without the SDK, which knows it.
+    """
+    if not neuron_devices():
+        raise ConfigError(
+            "there is no Neuron device here to compile for; give target, one of "
+            f"{', '.join(TARGETS)}"
+        )
+    find_sdk()
+    from torch_neuronx.utils import get_platform_target
+
+    return str(get_platform_target())
+
+
+def installed_version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _real_module(name: str, mark: str) -> Any:
+    package = name.partition(".")[0]
+    try:
+        importlib.import_module(package)
+    except Exception as error:  # a package of another SDK fails in ways of its own
+        raise UnsupportedError(f"{package} cannot be imported ({error}); {_INSTALL}") from error
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError:
+        module = None
+    if not hasattr(module, mark):
+        raise UnsupportedError(
+            f"the installed {package} is an empty placeholder (it has no {name}.{mark}); {_INSTALL}"
+        )
+    return module
+
+
+def _check(versions: dict[str, str], package: str, fitting: tuple[str, ...]) -> None:
+    found = versions[package]
+    if not found.startswith(tuple(f"{version}." for version in fitting)):
+        raise UnsupportedError(
+            f"{package} {found} does not fit: this backend needs {' or '.join(fitting)}; {_INSTALL}"
+        )

@@ -1,0 +1,76 @@
+"""One graph as the SDK traces it: a module with named tensor inputs, and its caches as buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nxdi.graph.plan import GraphSpec
+from nxdi.runtime.backend import Program, StepModule
+
+MODEL = "model."  # where the weights are below a step
+
+
+def cache_name(index: int) -> str:
+    """The buffer of one cache tensor."""
+    return f"cache_{index}"
+
+
+class Step(nn.Module):
+    """A step of one graph. `make_step` gives it a forward with the names of the graph's inputs."""
+
+    def __init__(self, model: StepModule, spec: GraphSpec, caches: list[Tensor]) -> None:
+        super().__init__()
+        self.model, self.spec = model, spec
+        self.cache_names = [cache_name(index) for index in range(len(caches))]
+        for name, cache in zip(self.cache_names, caches, strict=True):
+            self.register_buffer(name, cache)
+
+    def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        caches = [getattr(self, name) for name in self.cache_names]
+        outputs, new = self.model.step(self.spec, inputs, caches)
+        # Assigning a new tensor to a buffer of the root is the one form of state the SDK sees.
+        for name, value in zip(self.cache_names, new, strict=True):
+            setattr(self, name, value)
+        return tuple(outputs[name] for name in self.spec.outputs)
+
+
+def make_step(program: Program, spec: GraphSpec) -> Step:
+    """The module to trace for `spec`, with parameters in memory but of no particular value."""
+    model = program.build(spec.phase)
+    caches = program.make_caches(model)
+    _materialise(model)
+    names = tuple(item.name for item in spec.inputs)
+    cls = type("Step", (Step,), {"forward": _forward_of(names)})
+    step: Step = cls(model, spec, caches)
+    return step
+
+
+def example_inputs(spec: GraphSpec) -> dict[str, Tensor]:
+    """Padding of the graph's shapes and dtypes, by input name."""
+    shapes = spec.input_shapes()
+    return {
+        item.name: torch.full(shapes[item.name], item.fill, dtype=getattr(torch, item.dtype))
+        for item in spec.inputs
+    }
+
+
+def _forward_of(names: tuple[str, ...]) -> Any:
+    """def forward(self, <names>): the SDK reads the names of inputs from a plain signature."""
+    assert all(name.isidentifier() for name in names)
+    scope: dict[str, Any] = {}
+    inputs = ", ".join(f"{name!r}: {name}" for name in names)
+    exec(f"def forward(self, {', '.join(names)}):\n    return self.run({{{inputs}}})", scope)
+    return scope["forward"]
+
+
+def _materialise(model: StepModule) -> None:
+    assert isinstance(model, nn.Module)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.is_meta:
+                zeros = torch.zeros_like(parameter, device="cpu")
+                setattr(module, name, nn.Parameter(zeros, requires_grad=False))
