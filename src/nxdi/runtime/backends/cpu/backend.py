@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import nxdi.kernels.cpu.onednn  # noqa: F401  defines an operator that loaded graphs call
 from nxdi.errors import ArtifactError
 from nxdi.graph.plan import GraphSpec
 from nxdi.kernels.cpu.library import library_path, load_library, uses_library
