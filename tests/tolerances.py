@@ -26,3 +26,7 @@ ANGLE_FP32 = 5e-5
 # Keys and values after one layer of a tiny model in float32, compiled against eager: the logits'
 # reason, before the last projections have widened the difference.
 CACHE_FP32 = 1e-4
+
+# Logits and caches of a tiny model, lowered to HLO and run by XLA against eager, per largest value:
+# sums in another order, over nine steps.
+XLA_FP32 = 1e-5

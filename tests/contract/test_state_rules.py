@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from collective_counts import collectives_of_step
 from nxdi.config import OnDeviceSamplingConfig
 from nxdi.kernels.registry import platform
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
@@ -42,11 +43,6 @@ PARTICULAR: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 2,
         "layer_types": ["sliding_attention", "full_attention"],
     },
-}
-# On top of two sums per layer, and the gathering of embeddings and logits.
-MORE_COLLECTIVES: dict[str, Counter[str]] = {
-    "olmo2": Counter(all_reduce=4),  # the mean square over all heads of queries, and of keys
-    "gpt2": Counter(all_gather=1),  # learned positions
 }
 SAMPLING = OnDeviceSamplingConfig(dynamic=True)
 SEQ_LEN, ROWS, LAYERS = 16, 2, 2
@@ -196,8 +192,7 @@ def test_all_ranks_run_one_program(
 
 @every_graph
 def test_collectives_of_tensor_parallelism(family: str, phase: Phase, whole: Whole) -> None:
-    usual = Counter(all_reduce=2 * LAYERS, all_gather=2)
-    expected = usual + MORE_COLLECTIVES.get(family, Counter())
+    expected = collectives_of_step(family, LAYERS)
     assert collectives(whole(family, phase).exported) == expected
 
 
