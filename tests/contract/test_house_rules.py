@@ -13,6 +13,10 @@ import nxdi
 
 ROOT = Path(nxdi.__file__).parent
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
+MAX_FAMILY_LINES = 150
+# What a family has of its own; `generic` serves all that need nothing.
+FAMILIES = sorted(path.parent.name for path in ROOT.glob("models/*/modeling_*.py"))
+FAMILIES.remove("generic")
 
 # Functions that take `**kwargs`, each with what for.
 KWARGS = {
@@ -167,3 +171,11 @@ def test_no_name_is_listed_in_vain() -> None:
         if node.args.kwarg
     }
     assert taking == KWARGS.keys()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_short(family: str) -> None:
+    files = (ROOT / "models" / family).glob("*.py")
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files)
+    print(f"{family}: {lines} lines")
+    assert lines <= MAX_FAMILY_LINES

@@ -12,7 +12,7 @@ import pytest
 
 from mutations import Mutator, flip, in_header, splice, swap_values, truncate
 from nxdi.errors import NxdiError
-from untrusted import open_model, open_tokenizer, write_folder
+from untrusted import open_model, open_tokenizer, within_limits, write_folder
 
 NUM_SEEDS, NUM_QUICK = 20_000, 1_000
 FILES = (
@@ -47,10 +47,11 @@ def outcome(folder: Path, seed: int) -> str:
     sound = file.read_bytes()
     file.write_bytes((in_header(mutate) if name == "model.safetensors" else mutate)(random, sound))
     try:
-        if not name.startswith("tokenizer"):
-            open_model(folder)
-        if not name.startswith("model"):
-            open_tokenizer(folder)
+        with within_limits(folder):
+            if not name.startswith("tokenizer"):
+                open_model(folder)
+            if not name.startswith("model"):
+                open_tokenizer(folder)
     except NxdiError as error:
         return type(error).__name__
     finally:

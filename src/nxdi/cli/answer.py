@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from nxdi.cli.numbers import within
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,15 +18,15 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("answer options")
     group.add_argument(
         "--max-new-tokens",
-        type=_within(int, 1),
+        type=within(int, 1),
         metavar="N",
         help=f"most tokens to add (default: {DEFAULT_MAX_NEW_TOKENS}, or fewer if the sequence "
         "length leaves less room)",
     )
-    group.add_argument("--temperature", type=_within(float, 0), metavar="T", help="0 is greedy")
-    group.add_argument("--top-k", type=_within(int, 1), metavar="K", help="the K likeliest tokens")
+    group.add_argument("--temperature", type=within(float, 0), metavar="T", help="0 is greedy")
+    group.add_argument("--top-k", type=within(int, 1), metavar="K", help="the K likeliest tokens")
     group.add_argument(
-        "--top-p", type=_within(float, 0, 1), metavar="P", help="the likeliest tokens, up to mass P"
+        "--top-p", type=within(float, 0, 1), metavar="P", help="the likeliest tokens, up to mass P"
     )
     group.add_argument("--seed", type=int, metavar="N", help="repeatable sampling")
     group.add_argument("--no-stream", action="store_true", help="print the answer when complete")
@@ -82,15 +82,3 @@ def set_seed(args: argparse.Namespace) -> None:
         import torch
 
         torch.manual_seed(args.seed)
-
-
-def _within(kind: type[float], low: float, high: float = sys.float_info.max) -> Callable[..., Any]:
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not low <= value <= high:
-            limit = f" and at most {high}" if high < sys.float_info.max else ""
-            raise argparse.ArgumentTypeError(f"{text} is out of range: at least {low}{limit}")
-        return value
-
-    parse.__name__ = "number"  # argparse names it when the text is none
-    return parse

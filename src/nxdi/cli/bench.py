@@ -6,10 +6,16 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nxdi.cli.model_options import add_artifact_option, add_model_options, load_model
+from nxdi.cli.model_options import (
+    add_artifact_option,
+    add_model_options,
+    load_model,
+    plan_model,
+)
+from nxdi.cli.numbers import within
 
 if TYPE_CHECKING:
-    from nxdi.tools.benchmark.stages import Report
+    from nxdi.tools.benchmark import Report, Workload
 
 _TARGETS = ("all", "e2e", "context_encode", "token_gen")
 
@@ -26,9 +32,12 @@ def add_parser(subparsers: Any) -> None:
     add_artifact_option(parser)
     group = parser.add_argument_group("benchmark options")
     group.add_argument("--target", choices=_TARGETS, default="all", help="default: %(default)s")
-    group.add_argument("--num-runs", type=int, default=20, metavar="N", help="default: %(default)s")
-    group.add_argument("--prompt-len", type=int, metavar="N", help="tokens of each prompt")
-    group.add_argument("--new-tokens", type=int, metavar="N", help="tokens to generate per prompt")
+    number = within(int, 1)
+    group.add_argument(
+        "--num-runs", type=number, default=20, metavar="N", help="default: %(default)s"
+    )
+    group.add_argument("--prompt-len", type=number, metavar="N", help="tokens of each prompt")
+    group.add_argument("--new-tokens", type=number, metavar="N", help="tokens to generate of each")
     group.add_argument(
         "--out",
         type=Path,
@@ -41,19 +50,36 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, write the reports, and print the figures."""
-    model = load_model(args)
+    workload = _workload(args)
 
-    from nxdi.tools.benchmark import Workload, measure, write_report
-    from nxdi.tools.benchmark.sampling import default_workload
+    from nxdi.tools.benchmark import measure, report_files, write_report
 
-    usual = default_workload(model.neuron_config)
-    new_tokens = usual.new_tokens if args.new_tokens is None else args.new_tokens
-    prompt_len = usual.prompt_len if args.prompt_len is None else args.prompt_len
-    workload = Workload(prompt_len, new_tokens, usual.num_rows)
-    report = measure(model, workload, None, args.target, args.num_runs)
+    report_files(args.out)  # before anything is compiled
+    report = measure(load_model(args), workload, None, args.target, args.num_runs)
     files = write_report(report, args.out)
     _print_figures(report)
     print("written:", *files)
+
+
+def _workload(args: argparse.Namespace) -> Workload:
+    """What the command line asks for; what it leaves open fills the sequence.
+
+    Raises: ConfigError or BucketError if it cannot be measured on such a model.
+    """
+    planned = plan_model(args)
+
+    from nxdi.tools.benchmark import Workload
+    from nxdi.tools.benchmark.sampling import default_workload, fit_to_target
+    from nxdi.tools.model_info.request import plan_request
+
+    config = planned.neuron_config
+    usual = default_workload(config)
+    room = max(1, config.max_length - (args.prompt_len or usual.prompt_len))
+    new_tokens = args.new_tokens or min(usual.new_tokens, room)
+    prompt_len = args.prompt_len or max(1, min(usual.prompt_len, config.max_length - new_tokens))
+    workload = fit_to_target(Workload(prompt_len, new_tokens, usual.num_rows), args.target)
+    plan_request(planned.plan, config, **vars(workload))
+    return workload
 
 
 def _print_figures(report: Report) -> None:

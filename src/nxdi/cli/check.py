@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nxdi.cli.model_options import (
@@ -13,6 +14,7 @@ from nxdi.cli.model_options import (
     check_model_folder,
     config_keywords,
     load_tokenizer,
+    plan_model,
 )
 from nxdi.cli.prompts import encode_text
 from nxdi.errors import ConfigError
@@ -76,13 +78,21 @@ def run(args: argparse.Namespace) -> int:
     from nxdi.tools.accuracy.reference import load_reference
 
     modes = report.MODES if args.mode == "all" else (args.mode,)
-    model = _load(args, {} if modes != ("layers",) else report.LAYER_OPTIONS)
-    prompts, reference, check = _prompts(args, model), load_reference(model), report.Check()
-    check.outcomes |= report.check_tokens_and_logits(
-        model, reference, prompts, args.num_tokens, modes, args.tolerance
-    )
+    keywords = _keywords(args)
+    planned = plan_model(args, keywords)
+    prompts = _prompts(args, planned)  # before anything is compiled
+    reference, check = load_reference(planned), report.Check()
+    if modes != ("layers",):
+        check.outcomes |= report.check_tokens_and_logits(
+            _load(args, keywords, args.artifact_dir),
+            reference,
+            prompts,
+            args.num_tokens,
+            modes,
+            args.tolerance,
+        )
     if "layers" in modes:
-        model = model if modes == ("layers",) else _load(args, report.LAYER_OPTIONS)
+        model = _load(args, {**keywords, **report.LAYER_OPTIONS})
         check.outcomes["layers"] = report.check_layers(
             model, reference, prompts, args.num_tokens, args.tolerance, args.ignore
         )
@@ -90,16 +100,28 @@ def run(args: argparse.Namespace) -> int:
     return 0 if check.passed else EXIT_DIVERGES
 
 
-def _load(args: argparse.Namespace, overrides: Mapping[str, Any]) -> NeuronBaseForCausalLM:
-    """The model as the command line has it; by default in float32, with a row for each prompt."""
-    from nxdi.models.auto import AutoModelForCausalLM
+def _keywords(args: argparse.Namespace) -> dict[str, Any]:
+    """The keywords of NeuronConfig; by default float32, with a row for each prompt.
 
+    Graphs that sample return their logits as well, since those are compared.
+    """
     defaults: dict[str, Any] = {"torch_dtype": "float32"}
     if args.prompts is not None:
         defaults["batch_size"] = len(args.prompts)
-    keywords = {**defaults, **config_keywords(args), **overrides}
-    artifact_dir = None if overrides else args.artifact_dir
-    return AutoModelForCausalLM.from_pretrained(args.model, artifact_dir=artifact_dir, **keywords)
+    keywords = {**defaults, **config_keywords(args)}
+    if keywords.get("on_device_sampling_config") is not None and args.mode != "token":
+        keywords.setdefault("output_logits", True)
+    return keywords
+
+
+def _load(
+    args: argparse.Namespace, keywords: Mapping[str, Any], artifact_dir: Path | None = None
+) -> NeuronBaseForCausalLM:
+    from nxdi.models.auto import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        args.model, architecture=args.architecture, artifact_dir=artifact_dir, **keywords
+    )
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
@@ -113,10 +135,10 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 
 def _prompts(args: argparse.Namespace, model: NeuronBaseForCausalLM) -> Prompts:
-    """Raises: ConfigError if they do not fit the model together with the new tokens."""
-    from nxdi.graph.plan import check_capacity
+    """Raises: ConfigError or BucketError if they and the new tokens do not fit the model."""
     from nxdi.tools.accuracy.reference import Prompts
     from nxdi.tools.accuracy.report import random_prompts
+    from nxdi.tools.model_info.request import plan_request
 
     num_rows = model.neuron_config.batch_size
     if args.prompts is None:
@@ -131,5 +153,5 @@ def _prompts(args: argparse.Namespace, model: NeuronBaseForCausalLM) -> Prompts:
         )
     if min(prompts.lengths) == 0:
         raise ConfigError("a prompt is empty; every row needs at least one token")
-    check_capacity(model.neuron_config, max(prompts.lengths), args.num_tokens)
+    plan_request(model.plan, model.neuron_config, max(prompts.lengths), args.num_tokens)
     return prompts

@@ -11,6 +11,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nxdi.cli.numbers import within
+
 if TYPE_CHECKING:
     from nxdi.config.keywords import KeywordConfig
 
@@ -49,13 +51,22 @@ def neuron_keywords(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def sampling_keywords(args: argparse.Namespace) -> dict[str, Any]:
-    """The keywords of transformers' GenerationConfig that a command line gives."""
+    """The keywords of transformers' GenerationConfig that a command line gives.
+
+    Raises: ConfigError for one out of range.
+    """
+    from nxdi.config import OnDeviceSamplingConfig
+
     given = _given(args, _SAMPLING)
+    OnDeviceSamplingConfig(**given)  # checks the values, wherever tokens are sampled
     names = ("top_k", "top_p", "temperature")
     keywords: dict[str, Any] = {name: given[name] for name in names if name in given}
+    if keywords.get("top_k") == -1:
+        keywords["top_k"] = 0  # transformers' word for no limit
     if args.pad_token_id is not None:
         keywords["pad_token_id"] = args.pad_token_id
-    return {"do_sample": given.get("do_sample", False), **keywords}
+    do_sample = given.get("do_sample", False) and keywords.get("temperature") != 0
+    return {"do_sample": do_sample, **keywords}
 
 
 def _given(args: argparse.Namespace, prefix: str) -> dict[str, Any]:
@@ -77,12 +88,14 @@ def _add_own_options(run: argparse.ArgumentParser) -> None:
     run.add_argument("--skip-compile", action="store_true", help="load what was compiled before")
     check = run.add_argument_group("accuracy")
     check.add_argument("--check-accuracy-mode", choices=ACCURACY_MODES, default=ACCURACY_MODES[0])
-    check.add_argument("--num-tokens-to-check", type=int, metavar="N")
-    check.add_argument("--divergence-difference-tol", type=float, default=0.001, metavar="X")
+    check.add_argument("--num-tokens-to-check", type=within(int, 1), metavar="N")
+    check.add_argument(
+        "--divergence-difference-tol", type=within(float, 0), default=0.001, metavar="X"
+    )
     check.add_argument("--tol-map", type=_parse_tol_map, metavar="{K: (ATOL, RTOL)}")
     bench = run.add_argument_group("benchmark")
     bench.add_argument("--benchmark", action="store_true")
-    bench.add_argument("--num-runs", type=int, default=20, metavar="N")
+    bench.add_argument("--num-runs", type=within(int, 1), default=20, metavar="N")
     bench.add_argument(
         "--benchmark-report-path",
         type=Path,
@@ -135,8 +148,11 @@ def _parse_tol_map(text: str) -> dict[int | None, tuple[float, float]]:
     """`{5: (1e-5, 0.01), None: (1e-5, 0.05)}`: absolute and relative tolerance of the top K."""
     try:
         tolerances = ast.literal_eval(text)
-        return {key: (float(atol), float(rtol)) for key, (atol, rtol) in tolerances.items()}
-    except (ValueError, SyntaxError, TypeError, AttributeError) as error:
+        made = {key: (float(atol), float(rtol)) for key, (atol, rtol) in tolerances.items()}
+    except (ValueError, SyntaxError, TypeError, AttributeError):
+        made = {}
+    if not made or not all(key is None or (type(key) is int and key > 0) for key in made):
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a mapping such as {{5: (1e-5, 0.01), None: (1e-5, 0.05)}}"
-        ) from error
+        )
+    return made

@@ -41,29 +41,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> None:
     _check_request(args)
     model = _make_model(args)
-    if not args.skip_compile:
-        print("Compiling and saving model...", flush=True)
-        model.compile(args.compiled_model_path)
     if args.compile_only:
+        _compile(args, model)
         return
+    # All that may be refused comes before minutes of compiling.
+    tokenizer = _load_tokenizer(args, model)
+    options = _generation_config(args, model)
+    inputs = _encode(args, tokenizer)
+    limit = _length_limit(args, model, inputs)
+    if not args.skip_compile:
+        _compile(args, model)
+        tokenizer.save_pretrained(args.compiled_model_path)  # where NxDI puts a copy
     print("Loading model...", flush=True)
     model.load(args.compiled_model_path)
-    tokenizer = _load_tokenizer(args, model)
-    options = _generation_config(args)
-    inputs = _encode(args, tokenizer)
     _check_accuracy(args, model, tokenizer, options, inputs)
-    _generate(args, model, tokenizer, options, inputs)
+    _generate(model, tokenizer, options, inputs, limit)
     if args.benchmark:
-        from nxdi.utils.benchmark import benchmark_sampling
-
-        report = benchmark_sampling(
-            model,
-            generation_config=options,
-            num_runs=args.num_runs,
-            benchmark_report_path=args.benchmark_report_path,
-        )
-        print("Benchmark completed and its result is as following")
-        print(json.dumps(report, indent=4))
+        _benchmark(args, model, options)
 
 
 def _check_request(args: argparse.Namespace) -> None:
@@ -78,17 +72,24 @@ def _check_request(args: argparse.Namespace) -> None:
         raise ConfigError("--skip-compile and --compile-only leave nothing to do; give one")
     if not args.prompts and not args.compile_only:
         raise ConfigError("no --prompt to continue; give one or more, or --compile-only")
+    if args.benchmark:
+        from nxdi.tools.benchmark import report_files
+
+        report_files(args.benchmark_report_path)
 
 
 def _make_model(args: argparse.Namespace) -> NeuronBaseForCausalLM:
     """Raises: ConfigError if the folder holds another type of model than --model-type says."""
     from nxdi.config import serialize
+    from nxdi.config.limits import shown
     from nxdi.models.auto import AutoModelForCausalLM
 
     file = args.model_path / "config.json"
     found = serialize.parse(serialize.read_text(file), str(file)).get("model_type")
     if str(found).replace("-", "_") != args.model_type.replace("-", "_"):
-        raise ConfigError(f"{file} has model_type={found!r}; use --model-type {found}")
+        raise ConfigError(
+            f"{file} has model_type={shown(found)}, not {args.model_type!r}; correct --model-type"
+        )
     model_cls = AutoModelForCausalLM.class_for(args.model_path)
     neuron_config = model_cls.get_config_cls().get_neuron_config_cls()(**neuron_keywords(args))
     num_rows = neuron_config.tkg_batch_size
@@ -97,13 +98,24 @@ def _make_model(args: argparse.Namespace) -> NeuronBaseForCausalLM:
             f"{len(args.prompts)} prompts do not fit batch_size={num_rows}; give fewer, or raise "
             "--batch-size"
         )
+    returns_logits = neuron_config.output_logits or not neuron_config.on_device_sampling
+    if args.check_accuracy_mode == "logit-matching" and not returns_logits:
+        raise ConfigError(
+            "--check-accuracy-mode logit-matching needs logits, and --on-device-sampling returns "
+            "tokens only; add --output-logits"
+        )
     return model_cls(args.model_path, neuron_config=neuron_config)
+
+
+def _compile(args: argparse.Namespace, model: NeuronBaseForCausalLM) -> None:
+    print("Compiling and saving model...", flush=True)
+    model.compile(args.compiled_model_path)
 
 
 def _load_tokenizer(
     args: argparse.Namespace, model: NeuronBaseForCausalLM
 ) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, able to pad; a copy goes to the compiled model, as NxDI puts it."""
+    """The model's tokenizer, able to pad."""
     tokenizer = load_tokenizer(args.model_path)
     with explain_tokenizer_errors(args.model_path, "cannot pad"):
         if args.pad_token_id is not None:
@@ -111,18 +123,14 @@ def _load_tokenizer(
         elif tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = model.neuron_config.padding_side
-        if not args.skip_compile:
-            tokenizer.save_pretrained(args.compiled_model_path)
     return tokenizer
 
 
-def _generation_config(args: argparse.Namespace) -> GenerationConfig:
+def _generation_config(args: argparse.Namespace, model: NeuronBaseForCausalLM) -> GenerationConfig:
     """The folder's defaults, and over them what the command line says."""
-    from transformers import GenerationConfig
+    from nxdi.generation.hf_adapter import HuggingFaceGenerationAdapter
 
-    make: Any = GenerationConfig  # its methods have no types
-    has_file = (args.model_path / "generation_config.json").is_file()
-    options = make.from_pretrained(args.model_path) if has_file else make()
+    options: Any = HuggingFaceGenerationAdapter(model).generation_config
     options.update(**sampling_keywords(args))
     return cast("GenerationConfig", options)
 
@@ -132,6 +140,24 @@ def _encode(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> dic
     with explain_tokenizer_errors(args.model_path, "fails"):
         encoded = tokenizer(args.prompts, padding=len(args.prompts) > 1, return_tensors="pt")
         return {name: encoded[name] for name in ("input_ids", "attention_mask")}
+
+
+def _length_limit(
+    args: argparse.Namespace, model: NeuronBaseForCausalLM, inputs: Mapping[str, Any]
+) -> dict[str, int]:
+    """The keyword of `generate` that ends the texts: by default at the compiled length.
+
+    Raises: BucketError if that leaves no room for the longest prompt.
+    """
+    from nxdi.tools.model_info.request import plan_request
+
+    config = model.neuron_config
+    longest = int(inputs["attention_mask"].sum(dim=1).max())
+    if config.allow_input_truncation:
+        longest = min(longest, config.max_context_length)
+    new_tokens = neuron_keywords(args).get("max_new_tokens")
+    plan_request(model.plan, config, longest, new_tokens or 1)
+    return {"max_new_tokens": new_tokens} if new_tokens else {"max_length": config.max_length}
 
 
 def _check_accuracy(
@@ -168,20 +194,32 @@ def _check_accuracy(
 
 
 def _generate(
-    args: argparse.Namespace,
     model: NeuronBaseForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
     options: GenerationConfig,
     inputs: Mapping[str, Any],
+    limit: Mapping[str, Any],
 ) -> None:
-    """Print each prompt with what follows it, up to the length the model was compiled for."""
+    """Print each prompt with what follows it."""
     from nxdi.generation.hf_adapter import HuggingFaceGenerationAdapter
 
-    limit: dict[str, Any] = {"max_length": model.neuron_config.max_length}
-    if new_tokens := neuron_keywords(args).get("max_new_tokens"):
-        limit = {"max_new_tokens": new_tokens}
     adapter = HuggingFaceGenerationAdapter(model)
     outputs = cast("Tensor", adapter.generate(**inputs, generation_config=options, **limit))
     print("Generated outputs:")
     for row, text in enumerate(tokenizer.batch_decode(outputs, skip_special_tokens=True)):
         print(f"Output {row}: {text}")
+
+
+def _benchmark(
+    args: argparse.Namespace, model: NeuronBaseForCausalLM, options: GenerationConfig
+) -> None:
+    from nxdi.utils.benchmark import benchmark_sampling
+
+    report = benchmark_sampling(
+        model,
+        generation_config=options,
+        num_runs=args.num_runs,
+        benchmark_report_path=args.benchmark_report_path,
+    )
+    print("Benchmark completed and its result is as following")
+    print(json.dumps(report, indent=4))

@@ -51,7 +51,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--recipe",
         type=Path,
         metavar="FILE",
-        help="YAML file with NeuronConfig options; options given here win over it",
+        help="YAML file with NeuronConfig options, such as those in recipes/; options on the "
+        "command line win over it",
     )
 
 
@@ -83,13 +84,16 @@ def config_keywords(args: argparse.Namespace) -> dict[str, Any]:
     return {"enable_bucketing": True, "seq_len": DEFAULT_SEQ_LEN, **_recipe(args), **keywords}
 
 
-def plan_model(args: argparse.Namespace) -> NeuronBaseForCausalLM:
+def plan_model(
+    args: argparse.Namespace, keywords: dict[str, Any] | None = None
+) -> NeuronBaseForCausalLM:
     """The model of a command line, neither compiled nor loaded.
 
+    keywords: of NeuronConfig (default: those of the command line).
     Raises: ConfigError if there is no such model folder or an option is wrong.
     """
     check_model_folder(args.model)
-    keywords = config_keywords(args)
+    keywords = config_keywords(args) if keywords is None else keywords
 
     from nxdi.models.auto import AutoModelForCausalLM
 

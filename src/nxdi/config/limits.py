@@ -179,7 +179,9 @@ def check_rope_numbers(parameters: Mapping[str, Any]) -> None:
 def _check_layer_types(data: Mapping[str, Any], source: str) -> None:
     types, num_layers = data["layer_types"], data.get("num_hidden_layers")
     if not all(isinstance(item, str) for item in types):
-        raise ConfigError(f"{source}: layer_types={shown(types)} must be a list of names")
+        raise ConfigError(
+            f"{source}: layer_types={shown(types)} must be a list of names; correct it"
+        )
     if isinstance(num_layers, int) and len(types) != num_layers:
         raise ConfigError(
             f"{source}: layer_types names {len(types)} layers, num_hidden_layers={num_layers}; "

@@ -26,9 +26,12 @@ def load_recipe(path: str | PathLike[str]) -> dict[str, Any]:
         data = yaml.safe_load(serialize.read_text(file))
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ConfigError(f"{file} is not valid YAML: {error}; correct it") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{file} is no recipe: it must map {' and '.join(_KEYS)} to their values")
-    check_known(f"the recipe {file}", (str(key) for key in data), _KEYS)
+    if isinstance(data, dict):
+        check_known(f"the recipe {file}", (str(key) for key in data), _KEYS)
+    if not (isinstance(data, dict) and isinstance(data.get("model"), str)):
+        raise ConfigError(
+            f"{file} is no recipe: it must map `model` to a name and `neuron_config` to options"
+        )
     options = data.get("neuron_config")
     if not (isinstance(options, dict) and all(isinstance(name, str) for name in options)):
         raise ConfigError(

@@ -131,8 +131,11 @@ def parse(text: str, source: str) -> dict[str, Any]:
     Raises: ConfigError if the text is not JSON, is not an object, says a name twice, or holds more
     values or levels than any real one.
     """
-    if sum(map(text.count, ",[{")) > _MAX_VALUES:
-        raise ConfigError(f"{source} holds more than {_MAX_VALUES} values; restore it")
+    # One mark before each value; those in strings count too.
+    if (count := sum(map(text.count, ",[{"))) > _MAX_VALUES:
+        raise ConfigError(
+            f"{source} holds about {count} values, more than {_MAX_VALUES}; restore it"
+        )
     try:
         data = json.loads(text, object_pairs_hook=_unique)
         _check_depth(data, _MAX_DEPTH)

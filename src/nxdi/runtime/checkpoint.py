@@ -155,9 +155,11 @@ def _read_pickled(file: Path) -> dict[str, Tensor]:
     ):
         raise WeightError(f"{file} is not a dictionary of tensors; save model.state_dict() instead")
     # Tied tensors are saved once. A few bytes can also claim to be a tensor of any size.
-    if sum(map(_num_bytes, loaded.values())) > 2 * file.stat().st_size:
+    claimed, size = sum(map(_num_bytes, loaded.values())), file.stat().st_size
+    if claimed > 2 * size:
         raise WeightError(
-            f"{file} claims tensors of more than twice its size; save contiguous tensors instead"
+            f"{file} claims tensors of {claimed} bytes, more than twice its size of {size}; save "
+            "contiguous tensors instead"
         )
     return loaded
 

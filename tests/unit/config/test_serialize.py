@@ -122,7 +122,7 @@ def test_text_beyond_measure_is_refused() -> None:
     assert parse('{"a":' * 64 + "1" + "}" * 64, "some.json")
     with pytest.raises(ConfigError, match=r"some\.json .*more than 64 levels deep"):
         parse('{"a":' * 65 + "1" + "}" * 65, "some.json")
-    with pytest.raises(ConfigError, match=r"some\.json holds more than 500000 values"):
+    with pytest.raises(ConfigError, match=r"some\.json holds about \d+ values, more than 500000"):
         parse('{"a": [' + "0," * 500_000 + "0]}", "some.json")
 
 

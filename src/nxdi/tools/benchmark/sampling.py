@@ -8,6 +8,7 @@ import io
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timezone
 from itertools import pairwise
 from os import PathLike
@@ -54,6 +55,8 @@ def benchmark_sampling(
             "benchmark_sampling(draft_model=...) is not supported: draft models are not part of "
             "this release; leave it out"
         )
+    if benchmark_report_path is not None:
+        report_files(benchmark_report_path)
     workload = default_workload(model.neuron_config, generation_config)
     report = measure(model, workload, generation_config, target or "all", num_runs)
     if benchmark_report_path is not None:
@@ -85,25 +88,33 @@ def measure(
     Raises: ConfigError for an unknown target, fewer than one run, or a workload without what the
     target measures; BucketError if the workload does not fit the graphs.
     """
-    if target not in TARGETS:
-        raise ConfigError(f"target={target!r} is not one of {', '.join(TARGETS)}")
     if num_runs < 1:
         raise ConfigError(f"num_runs={num_runs} measures nothing; use 1 or more")
-    stages = TARGETS[target]
-    if target == "context_encode":
-        workload = Workload(workload.prompt_len, 1, workload.num_rows)
-    elif Stage.DECODE in stages and workload.new_tokens < 2:
-        raise ConfigError(
-            f"new_tokens={workload.new_tokens} leaves no decode step to measure; ask for 2 or "
-            "more, or for target='context_encode'"
-        )
+    workload = fit_to_target(workload, target)
     app = model.neuron_model if isinstance(model, HuggingFaceGenerationAdapter) else model
     once = _Generation(app, workload, generation_config)
     once.run()
     runs = tqdm(range(num_runs), "benchmark", unit="run", disable=None)
     times = tuple(once.run() for _ in runs)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Report(stages, workload, times, _config_facts(app, once), machine_facts(), now)
+    return Report(TARGETS[target], workload, times, _config_facts(app, once), machine_facts(), now)
+
+
+def fit_to_target(workload: Workload, target: str) -> Workload:
+    """The part of a workload that a target measures: of a prefill alone, one new token.
+
+    Raises: ConfigError for an unknown target, or a workload without what it measures.
+    """
+    if target not in TARGETS:
+        raise ConfigError(f"target={target!r} is not one of {', '.join(TARGETS)}")
+    if target == "context_encode":
+        return replace(workload, new_tokens=1)
+    if Stage.DECODE in TARGETS[target] and workload.new_tokens < 2:
+        raise ConfigError(
+            f"new_tokens={workload.new_tokens} leaves no decode step to measure; ask for 2 or "
+            "more, or for target='context_encode'"
+        )
+    return workload
 
 
 class _Clock:
@@ -168,10 +179,10 @@ def _config_facts(app: NeuronBaseForCausalLM, once: _Generation) -> dict[str, st
     }
 
 
-def write_report(report: Report, path: str | PathLike[str]) -> list[Path]:
-    """Write the report as JSON to `path`, and as CSV and an HTML page beside it.
+def report_files(path: str | PathLike[str]) -> list[Path]:
+    """Where a report goes: the JSON to `path`, the CSV and the HTML page beside it.
 
-    Returns: the three files.
+    Raises: ConfigError if two of them would have the same name, or `path` is a folder.
     """
     files = [Path(path).with_suffix(suffix) for suffix in (Path(path).suffix, ".csv", ".html")]
     if len(set(files)) < len(files):
@@ -179,6 +190,17 @@ def write_report(report: Report, path: str | PathLike[str]) -> list[Path]:
             f"{path} is where the CSV or the HTML page goes; give the JSON a name such as "
             f"{Path(path).with_suffix('.json').name}"
         )
+    if files[0].is_dir():
+        raise ConfigError(f"{path} is a folder; name a file in it, such as {REPORT_PATH}")
+    return files
+
+
+def write_report(report: Report, path: str | PathLike[str]) -> list[Path]:
+    """Write the report as JSON to `path`, and as CSV and an HTML page beside it.
+
+    Returns: the three files.
+    """
+    files = report_files(path)
     files[0].parent.mkdir(parents=True, exist_ok=True)
     texts = (json.dumps(report.to_dict(), indent=1) + "\n", _csv(report), render_page(report))
     for file, text in zip(files, texts, strict=True):

@@ -14,7 +14,7 @@ _NO_STRIDED_DMA_LEN = 128 * 1024  # tokens; beyond, strided transfers spill on t
 
 
 class Role(str, Enum):
-    """What a graph is for, as far as flags differ."""
+    """What a graph is for, as far as flags differ: its tag."""
 
     CONTEXT_ENCODING = "context_encoding_model"
     TOKEN_GENERATION = "token_generation_model"
@@ -31,11 +31,7 @@ class Role(str, Enum):
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """Everything flags depend on besides the role.
-
-    prompt_len, seq_len: the longest in tokens; tiling_factor: NeuronConfig's
-    cc_pipeline_tiling_factor.
-    """
+    """What flags depend on besides the role. prompt_len, seq_len: the longest, in tokens."""
 
     logical_size: int = 1
     prompt_len: int = 0
@@ -58,26 +54,31 @@ class CompileOptions:
 def compiler_args(role: Role, options: CompileOptions) -> str:
     """The arguments of neuronx-cc for one graph."""
     args = _moe_args(role, options) if options.is_moe else _dense_args(role, options)
-    return " ".join(args + _optional_args(options))
+    if options.scratchpad_page_mib is not None:
+        args.append(f"--hbm-scratchpad-page-size={options.scratchpad_page_mib}")
+    if options.dma_order is not None:
+        args.append(f"--internal-dma-order-constraints={options.dma_order}")
+    if options.target is not None:
+        args.append(f"--target {options.target}")
+    if options.notifies_completion:
+        args.append("--internal-backend-options='--enable-output-completion-notifications'")
+    return " ".join(args)
 
 
-def with_logical_size(args: str, options: CompileOptions) -> str:
+def with_logical_size(args: str, logical_size: int) -> str:
     """A model's own arguments, for as many cores per rank as the runtime will use."""
     has_size = "--lnc" in args or "--logical-nc-config" in args
-    return args if has_size else f"{args} --lnc={options.logical_size}"
+    return args if has_size else f"{args} --lnc={logical_size}"
 
 
 def _dense_args(role: Role, options: CompileOptions) -> list[str]:
-    is_without_dma = (
-        role is Role.CONTEXT_ENCODING
-        and options.logical_size == 2
-        and options.seq_len >= _NO_STRIDED_DMA_LEN
-    )
+    is_context = role is Role.CONTEXT_ENCODING
+    spills = is_context and options.logical_size == 2 and options.seq_len >= _NO_STRIDED_DMA_LEN
     is_narrow = role in (Role.TOKEN_GENERATION, Role.FUSED_SPECULATION)
     tensorizer = [
         "--enable-ccop-compute-overlap",
         f"--cc-pipeline-tiling-factor={1 if is_narrow else options.tiling_factor}",
-        *([] if is_without_dma else ["--vectorize-strided-dma"]),
+        *([] if spills else ["--vectorize-strided-dma"]),
     ]
     long_context = ["--internal-disable-fma-on-ios", "--disable-mixed-precision-accumulation"]
     return [
@@ -94,15 +95,13 @@ def _dense_args(role: Role, options: CompileOptions) -> list[str]:
 
 def _moe_args(role: Role, options: CompileOptions) -> list[str]:
     is_spread_decode = role is Role.TOKEN_GENERATION and options.is_expert_parallel
-    tensorizer = (
-        f"--enable-ccop-compute-overlap --cc-pipeline-tiling-factor={options.tiling_factor}"
-    )
+    tiling = f"--cc-pipeline-tiling-factor={options.tiling_factor}"
     return [
         "--enable-saturate-infinity",
         "--enable-mixed-precision-accumulation",
         "--model-type=transformer",
         "-O3" if is_spread_decode else "-O1",
-        f"--tensorizer-options='{tensorizer}'",
+        f"--tensorizer-options='--enable-ccop-compute-overlap {tiling}'",
         f"--lnc={options.logical_size}",
         "--auto-cast=none",
         "--internal-enable-dge-levels vector_dynamic_offsets",
@@ -115,50 +114,30 @@ def _hlo_options(first: list[str], options: CompileOptions) -> str:
     return f"--internal-hlo2tensorizer-options='{' '.join([*first, *fp8, '--verify-hlo=true'])}'"
 
 
-def _optional_args(options: CompileOptions) -> list[str]:
-    args = []
-    if options.scratchpad_page_mib is not None:
-        args.append(f"--hbm-scratchpad-page-size={options.scratchpad_page_mib}")
-    if options.dma_order is not None:
-        args.append(f"--internal-dma-order-constraints={options.dma_order}")
-    if options.target is not None:
-        args.append(f"--target {options.target}")
-    if options.notifies_completion:
-        args.append("--internal-backend-options='--enable-output-completion-notifications'")
-    return args
-
-
 def compile_env(target: str) -> dict[str, str]:
     """Environment of tracing and compiling: no token that orders collectives, and the target."""
     return {"DISABLE_NUMERIC_CC_TOKEN": "1", "NEURON_PLATFORM_TARGET_OVERRIDE": target}
 
 
-@dataclass(frozen=True)
-class Node:
-    """This process among those that share one model, one per node.
-
-    root: "host:port" of the first node, where ranks of all nodes find each other.
-    """
-
-    local_ranks: int
-    root: str
-
-    def env(self) -> dict[str, str]:
-        """What the runtime needs to reach the other nodes over EFA."""
-        return {
-            "NEURON_RT_NUM_CORES": str(self.local_ranks),
-            "NEURON_RT_ROOT_COMM_ID": self.root,
-            "FI_PROVIDER": "efa",
-            "FI_EFA_USE_DEVICE_RDMA": "1",
-            "FI_EFA_FORK_SAFE": "1",
-        }
-
-
-def runtime_env(options: CompileOptions, node: Node | None = None) -> dict[str, str]:
+def runtime_env(options: CompileOptions) -> dict[str, str]:
     """Environment of loading and running. The runtime must group cores as the compiler did."""
     env = {"NEURON_LOGICAL_NC_CONFIG": str(options.logical_size)}
     if options.is_long:
         env |= {"NEURON_RT_EXEC_TIMEOUT": "600", "NEURON_RT_DBG_SCRATCHPAD_ON_SINGLE_CORE": "1"}
     if options.scratchpad_page_mib is not None:
         env["NEURON_SCRATCHPAD_PAGE_SIZE"] = str(options.scratchpad_page_mib)
-    return env | (node.env() if node is not None else {})
+    return env
+
+
+def node_env(num_ranks: int, root: str) -> dict[str, str]:
+    """Environment of one node of several: its own ranks, and how they reach the others over EFA.
+
+    root: "host:port" of the first node, where all meet.
+    """
+    return {
+        "NEURON_RT_NUM_CORES": str(num_ranks),
+        "NEURON_RT_ROOT_COMM_ID": root,
+        "FI_PROVIDER": "efa",
+        "FI_EFA_USE_DEVICE_RDMA": "1",
+        "FI_EFA_FORK_SAFE": "1",
+    }

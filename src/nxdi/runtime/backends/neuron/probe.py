@@ -11,9 +11,6 @@ from typing import Any
 from nxdi.config.targets import TARGETS
 from nxdi.errors import ConfigError, UnsupportedError
 
-# Versions that fit, by package.
-TORCH = ("2.9",)
-NXD = ("0.18", "0.19")
 _INSTALL = (
     "install torch-neuronx, neuronx-cc and neuronx-distributed of Neuron SDK 2.29 to 2.31 from "
     "the repository that its installation guide names, or use backend='cpu'"
@@ -21,6 +18,7 @@ _INSTALL = (
 # What only the real package has.
 _MARKS = {"torch_neuronx.xla_impl": "trace", "neuronx_distributed": "NxDModel"}
 _PACKAGES = ("torch", "torch-neuronx", "neuronx-cc", "neuronx-distributed")
+_FITTING = {"torch": ("2.9",), "neuronx-distributed": ("0.18", "0.19")}
 
 
 @dataclass(frozen=True)
@@ -34,9 +32,13 @@ class Sdk:
 def find_sdk() -> Sdk:
     """The SDK that is installed here. Raises: UnsupportedError saying what to install."""
     modules = {name: _real_module(name, mark) for name, mark in _MARKS.items()}
-    versions = {name: installed_version(name) or "unknown" for name in _PACKAGES}
-    _check(versions, "torch", TORCH)
-    _check(versions, "neuronx-distributed", NXD)
+    versions = {package: _version(package) for package in _PACKAGES}
+    for package, fitting in _FITTING.items():
+        if not versions[package].startswith(tuple(f"{wanted}." for wanted in fitting)):
+            raise UnsupportedError(
+                f"{package} {versions[package]} does not fit: this backend needs "
+                f"{' or '.join(fitting)}; {_INSTALL}"
+            )
     return Sdk(modules["neuronx_distributed"], versions)
 
 
@@ -70,11 +72,11 @@ def device_target() -> str:
     return str(get_platform_target())
 
 
-def installed_version(package: str) -> str | None:
+def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return None
+        return "unknown"
 
 
 def _real_module(name: str, mark: str) -> Any:
@@ -89,14 +91,7 @@ def _real_module(name: str, mark: str) -> Any:
         module = None
     if not hasattr(module, mark):
         raise UnsupportedError(
-            f"the installed {package} is an empty placeholder (it has no {name}.{mark}); {_INSTALL}"
+            f"the installed {package} is an empty placeholder, or of another SDK (it has no "
+            f"{name}.{mark}); {_INSTALL}"
         )
     return module
-
-
-def _check(versions: dict[str, str], package: str, fitting: tuple[str, ...]) -> None:
-    found = versions[package]
-    if not found.startswith(tuple(f"{version}." for version in fitting)):
-        raise UnsupportedError(
-            f"{package} {found} does not fit: this backend needs {' or '.join(fitting)}; {_INSTALL}"
-        )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import partial
+from inspect import Parameter, Signature
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ def cache_name(index: int) -> str:
 
 
 class Step(nn.Module):
-    """A step of one graph. `make_step` gives it a forward with the names of the graph's inputs."""
+    """A step of one graph: takes the graph's inputs by name, returns its outputs in order."""
 
     def __init__(self, model: StepModule, spec: GraphSpec, caches: list[Tensor]) -> None:
         super().__init__()
@@ -28,8 +29,14 @@ class Step(nn.Module):
         self.cache_names = [cache_name(index) for index in range(len(caches))]
         for name, cache in zip(self.cache_names, caches, strict=True):
             self.register_buffer(name, cache)
+        # Inputs differ between models. The SDK learns their names from the signature of forward,
+        # calls it with keywords, and compiles no Python code.
+        forward: Any = partial(self.run)
+        kind = Parameter.POSITIONAL_OR_KEYWORD
+        forward.__signature__ = Signature([Parameter(item.name, kind) for item in spec.inputs])
+        self.forward = forward
 
-    def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    def run(self, **inputs: Tensor) -> tuple[Tensor, ...]:
         caches = [getattr(self, name) for name in self.cache_names]
         outputs, new = self.model.step(self.spec, inputs, caches)
         # Assigning a new tensor to a buffer of the root is the one form of state the SDK sees.
@@ -43,10 +50,7 @@ def make_step(program: Program, spec: GraphSpec) -> Step:
     model = program.build(spec.phase)
     caches = program.make_caches(model)
     _materialise(model)
-    names = tuple(item.name for item in spec.inputs)
-    cls = type("Step", (Step,), {"forward": _forward_of(names)})
-    step: Step = cls(model, spec, caches)
-    return step
+    return Step(model, spec, caches)
 
 
 def example_inputs(spec: GraphSpec) -> dict[str, Tensor]:
@@ -56,15 +60,6 @@ def example_inputs(spec: GraphSpec) -> dict[str, Tensor]:
         item.name: torch.full(shapes[item.name], item.fill, dtype=getattr(torch, item.dtype))
         for item in spec.inputs
     }
-
-
-def _forward_of(names: tuple[str, ...]) -> Any:
-    """def forward(self, <names>): the SDK reads the names of inputs from a plain signature."""
-    assert all(name.isidentifier() for name in names)
-    scope: dict[str, Any] = {}
-    inputs = ", ".join(f"{name!r}: {name}" for name in names)
-    exec(f"def forward(self, {', '.join(names)}):\n    return self.run({{{inputs}}})", scope)
-    return scope["forward"]
 
 
 def _materialise(model: StepModule) -> None:
