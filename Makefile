@@ -8,10 +8,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 PATHS := src tests examples benchmarks setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help compat demo test slow lint fmt type bench clean
+.PHONY: help compat test-xla demo test slow lint fmt type bench clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 demo: $(INSTALLED)  ## fetch a small model, compile it, and let it answer a question
 	$(BIN)/python examples/demo.py
@@ -21,6 +21,9 @@ test: lint type  ## lint, check types and run all tests but the slow ones
 
 compat: $(VENV)-4.57/installed  ## run the golden tests on transformers 4.57
 	$(VENV)-4.57/bin/python -m pytest -m "not slow" tests/golden
+
+test-xla: $(VENV)-xla/installed  ## lower every graph to HLO and run it on XLA (installs 8 GB)
+	PJRT_DEVICE=CPU $(VENV)-xla/bin/python -m pytest tests/xla
 
 slow: $(INSTALLED)  ## run the slow tests
 	$(BIN)/python -m pytest -m slow
@@ -40,7 +43,7 @@ bench: $(INSTALLED)  ## measure the cpu backend against transformers, on a quiet
 	$(BIN)/python benchmarks/cpu_backend.py
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) $(VENV)-4.57 .demo build .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) $(VENV)-4.57 $(VENV)-xla .demo build .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
 
 # torch comes first: the rest then keeps the build that is already there.
 $(INSTALLED): setup.py constraints.txt
@@ -53,4 +56,10 @@ $(VENV)-4.57/installed: setup.py
 	test -x $(VENV)-4.57/bin/python || $(PYTHON) -m venv $(VENV)-4.57
 	$(VENV)-4.57/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(VENV)-4.57/bin/python -m pip install --quiet --disable-pip-version-check transformers==4.57.6 --editable '.[test]'
+	touch $@
+
+# torch_xla on a registry ends at 2.9; transformers is what fits its torch.
+$(VENV)-xla/installed: setup.py
+	test -x $(VENV)-xla/bin/python || $(PYTHON) -m venv $(VENV)-xla
+	$(VENV)-xla/bin/python -m pip install --quiet --disable-pip-version-check torch==2.9.0 torch_xla==2.9.0 jax==0.10.2 'numpy<2.3' transformers==4.57.6 --editable '.[test]'
 	touch $@

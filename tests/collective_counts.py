@@ -6,7 +6,7 @@ from collections import Counter
 
 
 def collectives_of_step(family: str, num_layers: int) -> Counter[str]:
-    """Two sums per layer; embeddings and logits are gathered; and what is particular to a family."""
+    """Two sums per layer; embeddings and logits are gathered; some families need more."""
     usual = Counter(all_reduce=2 * num_layers, all_gather=2)
     particular: dict[str, Counter[str]] = {
         # The mean square over all heads of queries, and of keys.

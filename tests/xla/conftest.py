@@ -2,45 +2,52 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-os.environ.setdefault("PJRT_DEVICE", "CPU")
-pytest.importorskip("torch_xla", reason="needs torch_xla: run `make test-xla`")
-
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.tools.lowering.lower import Lowered, lower_graph
 from tiny_models import make_app, save_tiny, tiny_hf_model
+
+if find_spec("torch_xla") is None:  # `make test-xla` has it
+    collect_ignore_glob = ["test_*.py"]
 
 # Two layers, windows and buckets of both kinds, greedy tokens in the graph.
 PLAN: dict[str, Any] = {
     "seq_len": 32,
     "max_context_length": 16,
     "batch_size": 2,
+    "enable_bucketing": True,
     "context_encoding_buckets": [16],
     "token_generation_buckets": [16, 32],
     "on_device_sampling_config": {"do_sample": False},
     "output_logits": True,
 }
-Apps = Callable[[str, int], NeuronBaseForCausalLM]
+Apps = Callable[..., NeuronBaseForCausalLM]
 Graphs = Callable[[str, int], dict[str, Lowered]]
 
 
 @pytest.fixture(scope="session")
 def app_of(tmp_path_factory: pytest.TempPathFactory) -> Apps:
-    """The eager model of a family at a degree, not loaded."""
+    """The eager model of a family at a degree, with more options if given; not loaded."""
     folders: dict[str, Path] = {}
 
-    def get(family: str, tp_degree: int) -> NeuronBaseForCausalLM:
+    def get(family: str, tp_degree: int, **options: Any) -> NeuronBaseForCausalLM:
         if family not in folders:
             folders[family] = save_tiny(tiny_hf_model(family), tmp_path_factory.mktemp(family))
-        return make_app(folders[family], tp_degree=tp_degree, **PLAN)
+        return make_app(folders[family], tp_degree=tp_degree, **PLAN, **options)
 
     return get
+
+
+def lower_all(app: NeuronBaseForCausalLM) -> dict[str, Lowered]:
+    """Every graph of a model, by name."""
+    program = app.program()
+    return {spec.name: lower_graph(program, spec, app.num_ranks) for spec in app.plan.graphs}
 
 
 @pytest.fixture(scope="session")
@@ -50,11 +57,7 @@ def graphs_of(app_of: Apps) -> Graphs:
 
     def get(family: str, tp_degree: int) -> dict[str, Lowered]:
         if (family, tp_degree) not in made:
-            app = app_of(family, tp_degree)
-            program = app.program()
-            made[family, tp_degree] = {
-                spec.name: lower_graph(program, spec, app.num_ranks) for spec in app.plan.graphs
-            }
+            made[family, tp_degree] = lower_all(app_of(family, tp_degree))
         return made[family, tp_degree]
 
     return get

@@ -5,6 +5,7 @@ python run_hlo.py FOLDER, which holds:
   GRAPH.hlo                the HLO of a graph
   rank<r>.safetensors      weights and initial caches of a rank, by parameter
   inputs.safetensors       "<step>.<input>"
+  constants.safetensors    what no rank and no step changes, by parameter
 Writes outputs.safetensors: "<step>.<rank>.<output>", and "<rank>.<cache>" after the last step.
 """
 
@@ -22,7 +23,7 @@ import numpy as np
 def main(folder: Path) -> None:
     request = json.loads((folder / "request.json").read_text())
     num_ranks = request["num_ranks"]
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1"}
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={num_ranks}"
     from safetensors.numpy import load_file, save_file
 
@@ -32,10 +33,11 @@ def main(folder: Path) -> None:
     }
     ranks = [load_file(folder / f"rank{rank}.safetensors") for rank in range(num_ranks)]
     inputs = load_file(folder / "inputs.safetensors")
+    constants = load_file(folder / "constants.safetensors")
     found: dict[str, Any] = {}
     for step, name in enumerate(request["steps"]):
         executable, form = graphs[name]
-        given = {key: inputs[f"{step}.{key}"] for key in form["inputs"]}
+        given = {**constants, **{key: inputs[f"{step}.{key}"] for key in form["inputs"]}}
         arguments = [
             [{**rank, **given}[parameter] for rank in ranks] for parameter in form["parameters"]
         ]
@@ -73,17 +75,18 @@ def _run(executable: Any, arguments: list[list[np.ndarray]]) -> list[list[np.nda
     import jax
 
     devices = jax.devices()
+    # "Replicated" is the sharding whose pieces have the full shape; ranks may differ in values.
+    every = jax.sharding.NamedSharding(
+        jax.sharding.Mesh(np.array(devices), "rank"), jax.sharding.PartitionSpec()
+    )
     placed = [
-        [jax.device_put(value, device) for value, device in zip(values, devices, strict=True)]
+        jax.make_array_from_single_device_arrays(
+            values[0].shape, every, list(map(jax.device_put, values, devices))
+        )
         for values in arguments
     ]
-    done = executable.execute_sharded([_sharded(values) for values in placed])
-    return [[np.asarray(x) for x in xs] for xs in done.disassemble_into_single_device_arrays()]
-
-
-def _sharded(values: list[Any]) -> Any:
-    """One argument of all replicas, in the form execute_sharded takes."""
-    return values
+    done = executable.execute_sharded(placed).disassemble_into_single_device_arrays()
+    return [[np.asarray(value) for value in values] for values in done]
 
 
 if __name__ == "__main__":

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from nxdi.graph.plan import GraphSpec
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
+from nxdi.tools.lowering.lower import Lowered
 from tiny_models import FAMILIES
 from tolerances import XLA_FP32
-from xla.conftest import Apps, Graphs
+from xla.conftest import Apps, Graphs, lower_all
 
 pytestmark = [
     pytest.mark.xla,
@@ -63,7 +64,7 @@ def record(app: NeuronBaseForCausalLM, folder: Path) -> Recorded:
 
 
 def run_lowered(
-    app: NeuronBaseForCausalLM, graphs: Mapping[str, Any], recorded: Recorded, folder: Path
+    app: NeuronBaseForCausalLM, graphs: Mapping[str, Lowered], recorded: Recorded, folder: Path
 ) -> dict[str, Tensor]:
     """What the lowered graphs return for the recorded inputs; see run_hlo.py."""
     module: Any = app.build(recorded.steps[0][0].phase)
@@ -82,7 +83,7 @@ def run_lowered(
         "steps": [spec.name for spec, _ in recorded.steps],
         "graphs": {
             name: {
-                "parameters": lowered.parameters,
+                "parameters": _named(lowered),
                 "inputs": [item.name for item in lowered.spec.inputs],
                 "outputs": lowered.spec.outputs,
                 "aliases": {n: lowered.parameters[p] for n, p in lowered.aliases.items()},
@@ -91,6 +92,12 @@ def run_lowered(
         },
     }
     (folder / "request.json").write_text(json.dumps(request))
+    constants = {
+        f"{name}.constant{number}": value
+        for name, lowered in used.items()
+        for number, value in lowered.constants.items()
+    }
+    save_file(constants, folder / "constants.safetensors")
     inputs = {
         f"{step}.{name}": x for step, (_, of) in enumerate(recorded.steps) for name, x in of.items()
     }
@@ -101,13 +108,29 @@ def run_lowered(
     return load_file(folder / "outputs.safetensors")
 
 
+def _named(lowered: Lowered) -> list[str]:
+    return [
+        f"{lowered.spec.name}.constant{number}" if name == "constant" else name
+        for number, name in enumerate(lowered.parameters)
+    ]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_ranks_equal_the_eager_backend(
     family: str, app_of: Apps, graphs_of: Graphs, tmp_path: Path
 ) -> None:
-    app = app_of(family, NUM_RANKS)
-    recorded = record(app, tmp_path / "eager")
-    found = run_lowered(app, graphs_of(family, NUM_RANKS), recorded, tmp_path)
+    check(app_of(family, NUM_RANKS), graphs_of(family, NUM_RANKS), tmp_path)
+
+
+@pytest.mark.parametrize("option", ["sequence_parallel_enabled", "vocab_parallel"])
+def test_the_other_collectives(option: str, app_of: Apps, tmp_path: Path) -> None:
+    app = app_of("llama", NUM_RANKS, **{option: True})
+    check(app, lower_all(app), tmp_path)
+
+
+def check(app: NeuronBaseForCausalLM, graphs: Mapping[str, Lowered], folder: Path) -> None:
+    recorded = record(app, folder / "eager")
+    found = run_lowered(app, graphs, recorded, folder)
     assert len(recorded.steps) == 1 + NUM_DECODES
     expected = {
         f"{step}.{rank}.logits": x
@@ -117,7 +140,7 @@ def test_two_ranks_equal_the_eager_backend(
     for rank, caches in enumerate(recorded.caches):
         expected |= {f"{rank}.cache_{index}": x for index, x in enumerate(caches)}
     errors = {name: _error(found[name], x) for name, x in expected.items()}
-    print(f"{family}: largest error {max(errors.values()):.1e}")
+    print(f"{app.config.model_type}: largest error {max(errors.values()):.1e}")
     assert {name: error for name, error in errors.items() if error > XLA_FP32} == {}
 
 

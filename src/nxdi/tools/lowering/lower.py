@@ -15,19 +15,21 @@ import torch
 from torch import Tensor
 
 from nxdi.errors import UnsupportedError
+from nxdi.graph.padding import only_padding
 from nxdi.graph.plan import GraphSpec
 from nxdi.kernels.registry import platform
 from nxdi.parallel_layers.xla_collectives import register_xla_kernels
 from nxdi.runtime.backend import Program
-from nxdi.runtime.backends.neuron.wrap import example_inputs, make_step
+from nxdi.runtime.backends.neuron.wrap import make_step
 
 
 @dataclass(frozen=True)
 class Lowered:
     """One graph as HLO.
 
-    parameters: the name of each HLO parameter, in order; one that stands for no tensor of ours is
-    called "constant".
+    parameters: the name of each HLO parameter, in order; torch_xla makes one of every Python number
+    in a computation, and those are called "constant".
+    constants: their values, by parameter number.
     aliases: output number -> the parameter that holds the cache it replaces.
     """
 
@@ -35,6 +37,7 @@ class Lowered:
     proto: bytes
     text: str
     parameters: tuple[str, ...]
+    constants: dict[int, Tensor]
     aliases: dict[int, int]
 
 
@@ -47,7 +50,7 @@ def lower_graph(program: Program, spec: GraphSpec, num_ranks: int) -> Lowered:
     register_xla_kernels()
     device = xla.device()
     step = make_step(program, spec).to(device)
-    inputs = {name: x.to(device) for name, x in example_inputs(spec).items()}
+    inputs = {name: x.to(device) for name, x in only_padding(spec).items()}
     before = {**dict(step.named_parameters()), **dict(step.named_buffers()), **inputs}
     names = {_xla_id(xla, x): name for name, x in before.items()}
     with _world_size(xla, num_ranks), _no_collective_order(xla, device), torch.no_grad():
@@ -64,15 +67,16 @@ def lower_graph(program: Program, spec: GraphSpec, num_ranks: int) -> Lowered:
         for x in before.values()
         if (number := context.tensor_parameter_id(x)) >= 0
     }
-    total = len(context.parameter_id_tensor_mapping())
+    values = context.parameter_id_tensor_mapping()
     by_number = {number: name for name, number in numbers.items()}
     aliases = {
         len(outputs) + index: numbers[name]
         for index, name in enumerate(step.cache_names)
         if name in numbers
     }
-    parameters = tuple(by_number.get(number, "constant") for number in range(total))
-    return Lowered(spec, proto, text, parameters, aliases)
+    parameters = tuple(by_number.get(number, "constant") for number in range(len(values)))
+    constants = {n: values[n] for n, name in enumerate(parameters) if name == "constant"}
+    return Lowered(spec, proto, text, parameters, constants, aliases)
 
 
 def import_torch_xla() -> Any:
