@@ -56,16 +56,21 @@ def neuron_artifacts() -> Path | None:
     return Path(value).expanduser() if value else None
 
 
-def neuron_root() -> str | None:
+def neuron_root() -> str:
     """Where the ranks of all nodes meet, as "host:port".
 
     `NEURON_RT_ROOT_COMM_ID`, or on `MASTER_ADDR` the port after `MASTER_PORT`, where torchrun
-    itself listens.
+    itself listens. Raises: ConfigError if neither is set.
     """
-    root = os.environ.get("NEURON_RT_ROOT_COMM_ID")
-    if not root and "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
-        root = f"{os.environ['MASTER_ADDR']}:{int(os.environ['MASTER_PORT']) + 1}"
-    return root or None
+    if root := os.environ.get("NEURON_RT_ROOT_COMM_ID"):
+        return root
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
+    if not address or not port.isdecimal():
+        raise ConfigError(
+            "only some of the ranks are here, and nothing says where all meet; set "
+            "NEURON_RT_ROOT_COMM_ID=host:port to a free port of the first node"
+        )
+    return f"{address}:{int(port) + 1}"
 
 
 def set_defaults(values: Mapping[str, str]) -> list[str]:

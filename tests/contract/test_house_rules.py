@@ -43,6 +43,7 @@ KWARGS = {
     "models/model_base.py NeuronBaseModel.get_model_output": "the same",
     "modules/attention/attention_base.py NeuronAttentionBase.__init__": "refused by name",
     "modules/attention/attention_base.py NeuronAttentionBase.forward": "what NxDI's layers hand on",
+    "runtime/backends/neuron/wrap.py Step.run": "the inputs of a graph, named in its signature",
     "parallel_layers/layers.py ColumnParallelLinear.__init__": "refused by name",
     "parallel_layers/layers.py RowParallelLinear.__init__": "the same",
     "parallel_layers/layers.py ParallelEmbedding.__init__": "the same",

@@ -1,14 +1,14 @@
 """The rules that keep one model source valid for every backend, checked on exported graphs.
 
 State is functional but for one copy at the root; integers are int32 at the edges; nothing is
-float64; no program depends on the rank; each block has the collectives it should have.
+float64; no program depends on the rank; each block has the collectives it should have; nothing is
+used that Neuron is known to compute otherwise.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from nxdi.modules.kvcache import contiguous
 from nxdi.modules.norm import RMSNorm
 from nxdi.parallel_layers.groups import SimulatedWorld, acting_as
 from nxdi.runtime.backends.cpu.pieces import Piece, example_arguments, plan_parts
+from nxdi.tools.lowering.lint import find_divergences
 from nxdi.types import Phase
 from tiny_models import FAMILIES, load_app, make_app, save_tiny, tiny_hf_model
 from tolerances import CACHE_FP32
@@ -62,7 +63,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def export(
     folder: Path, phase: Phase, part_index: int | None = None, rank: int = 0, **options: Any
 ) -> ExportedProgram:
-    """The graph of a whole step, or of one of its pieces, as rank `rank` would make it."""
+    """The graph that rank `rank` makes of a whole step, with the kernels that Neuron has.
+
+    With `part_index` that of one of the pieces that the cpu backend compiles, with its kernels.
+    """
     sampling = {"on_device_sampling_config": SAMPLING, "output_logits": True}
     app = make_app(folder, **{"seq_len": SEQ_LEN, "batch_size": ROWS, **sampling, **options})
     world = SimulatedWorld(app.neuron_config.tp_degree)
@@ -73,27 +77,18 @@ def export(
         spec = app.plan.of(phase)[0]
         part = plan_parts(model, spec)[part_index or 0]
         arguments = example_arguments(model, part, spec, torch.float32)
-        with torch.no_grad(), platform("cpu"):
+        with torch.no_grad(), platform("neuron" if part_index is None else "cpu"):
             return torch.export.export(Piece(part), arguments, strict=False)
 
 
-@dataclass(frozen=True)
-class Graphs:
-    """One step as exported, and after decomposition into functional operations."""
-
-    exported: ExportedProgram
-    functional: ExportedProgram
-
-
 @pytest.fixture(scope="module")
-def whole(folders: dict[str, Path]) -> Callable[[str, Phase], Graphs]:
+def whole(folders: dict[str, Path]) -> Callable[[str, Phase], ExportedProgram]:
     """The whole step of a family on two ranks."""
-    made: dict[tuple[str, Phase], Graphs] = {}
+    made: dict[tuple[str, Phase], ExportedProgram] = {}
 
-    def get(family: str, phase: Phase) -> Graphs:
+    def get(family: str, phase: Phase) -> ExportedProgram:
         if (family, phase) not in made:
-            exported = export(folders[family], phase, tp_degree=2)
-            made[family, phase] = Graphs(exported, exported.run_decompositions())
+            made[family, phase] = export(folders[family], phase, tp_degree=2)
         return made[family, phase]
 
     return get
@@ -116,25 +111,30 @@ def mutating(program: ExportedProgram) -> list[Node]:
     ]
 
 
-def check_state(graphs: Graphs, caches: set[str]) -> None:
-    signature = graphs.functional.graph_signature
-    assert set(signature.user_inputs_to_mutate.values()) == caches
-    assert not signature.buffers_to_mutate
-    writes = mutating(graphs.exported)
+def check_state(program: ExportedProgram, caches: set[str]) -> None:
+    writes = mutating(program)
     assert {node.target for node in writes} <= {torch.ops.aten.copy_.default}
     assert sorted(node.args[0].name for node in writes) == sorted(caches)
-    assert calls(graphs.exported)[len(calls(graphs.exported)) - len(writes) :] == writes
+    assert calls(program)[len(calls(program)) - len(writes) :] == writes
 
 
-def check_dtypes(graphs: Graphs) -> None:
-    for program in (graphs.exported, graphs.functional):
-        for node in program.graph.nodes:
-            value = node.meta.get("val")
-            for tensor in value if isinstance(value, (list, tuple)) else [value]:
-                assert not isinstance(tensor, Tensor) or tensor.dtype != torch.float64, node
-        outputs = program.graph.output_node().args[0]
-        edges = [*placeholders(program).values(), *(node.meta["val"] for node in outputs)]
-        assert {tensor.dtype for tensor in edges} <= {torch.int32, torch.float32}
+def check_dtypes(program: ExportedProgram) -> None:
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        for tensor in value if isinstance(value, (list, tuple)) else [value]:
+            assert not isinstance(tensor, Tensor) or tensor.dtype != torch.float64, node
+    outputs = program.graph.output_node().args[0]
+    edges = [*placeholders(program).values(), *(node.meta["val"] for node in outputs)]
+    assert {tensor.dtype for tensor in edges} <= {torch.int32, torch.float32}
+
+
+def check_functional(program: ExportedProgram, caches: set[str]) -> None:
+    """The same of what torch makes of a program: operations taken apart, writes as outputs."""
+    functional = program.run_decompositions()
+    signature = functional.graph_signature
+    assert set(signature.user_inputs_to_mutate.values()) == caches
+    assert not signature.buffers_to_mutate
+    check_dtypes(functional)
 
 
 def collectives(program: ExportedProgram) -> Counter[str]:
@@ -147,7 +147,17 @@ def collectives(program: ExportedProgram) -> Counter[str]:
 every_graph = pytest.mark.parametrize(
     ("family", "phase"), [(family, phase) for family in FAMILIES for phase in Phase]
 )
-Whole = Callable[[str, Phase], Graphs]
+Whole = Callable[[str, Phase], ExportedProgram]
+
+
+def every_graph_but(*few: tuple[str, Phase]) -> pytest.MarkDecorator:
+    """These few always, and the others among the slow tests."""
+    every = [(family, phase) for family in FAMILIES for phase in Phase]
+    slow = pytest.mark.slow
+    return pytest.mark.parametrize(
+        ("family", "phase"),
+        [pytest.param(*each, marks=() if each in few else slow) for each in every],
+    )
 
 
 def test_every_registered_model_is_here() -> None:
@@ -160,6 +170,11 @@ def test_a_step_writes_its_caches_once_at_the_end(family: str, phase: Phase, who
     check_state(whole(family, phase), CACHES)
 
 
+@every_graph_but(*((family, Phase.DECODE) for family in ("llama", "gpt2")))
+def test_nothing_else_when_taken_apart(family: str, phase: Phase, whole: Whole) -> None:
+    check_functional(whole(family, phase), CACHES)
+
+
 @every_graph
 def test_int32_at_the_edges_and_no_float64(family: str, phase: Phase, whole: Whole) -> None:
     check_dtypes(whole(family, phase))
@@ -170,7 +185,7 @@ def test_every_declared_input_arrives(family: str, phase: Phase, whole: Whole) -
     tokens = SEQ_LEN if phase is Phase.PREFILL else 1
     inputs = [
         (tuple(tensor.shape), tensor.dtype)
-        for name, tensor in placeholders(whole(family, phase).exported).items()
+        for name, tensor in placeholders(whole(family, phase)).items()
         if name.startswith("inputs_")
     ]
     assert inputs == [
@@ -182,18 +197,24 @@ def test_every_declared_input_arrives(family: str, phase: Phase, whole: Whole) -
     ]
 
 
-@every_graph
+@every_graph_but(*((family, Phase.PREFILL) for family in FAMILIES))
 def test_all_ranks_run_one_program(
     family: str, phase: Phase, whole: Whole, folders: dict[str, Path]
 ) -> None:
     other = export(folders[family], phase, rank=1, tp_degree=2)
-    assert other.graph_module.code == whole(family, phase).exported.graph_module.code
+    assert other.graph_module.code == whole(family, phase).graph_module.code
 
 
 @every_graph
 def test_collectives_of_tensor_parallelism(family: str, phase: Phase, whole: Whole) -> None:
     expected = collectives_of_step(family, LAYERS)
-    assert collectives(whole(family, phase).exported) == expected
+    assert collectives(whole(family, phase)) == expected
+
+
+@every_graph
+def test_nothing_that_neuron_computes_otherwise(family: str, phase: Phase, whole: Whole) -> None:
+    """The cases of each rule are in the unit tests of the lint."""
+    assert find_divergences(whole(family, phase)) == []
 
 
 @pytest.mark.parametrize("phase", list(Phase))
@@ -232,9 +253,9 @@ def test_pieces_obey_the_same_rules(
     expected: Counter[str],
 ) -> None:
     exported = export(folders["llama"], phase, part_index, tp_degree=2)
-    graphs = Graphs(exported, exported.run_decompositions())
-    check_state(graphs, caches)
-    check_dtypes(graphs)
+    check_state(exported, caches)
+    check_dtypes(exported)
+    check_functional(exported, caches)
     assert collectives(exported) == expected
 
 
@@ -252,7 +273,7 @@ def in_float64(self: RMSNorm, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("owner", "name", "fault", "check"),
     [
-        (contiguous, "write_slots", in_place, lambda graphs: check_state(graphs, CACHES)),
+        (contiguous, "write_slots", in_place, lambda program: check_state(program, CACHES)),
         (RMSNorm, "forward", in_float64, check_dtypes),
     ],
 )
@@ -262,23 +283,23 @@ def test_the_rules_can_fail(
     owner: Any,
     name: str,
     fault: Callable[..., Tensor],
-    check: Callable[[Graphs], None],
+    check: Callable[[ExportedProgram], None],
 ) -> None:
     monkeypatch.setattr(owner, name, fault)
     exported = export(folders["llama"], Phase.DECODE)
     with pytest.raises(AssertionError):
-        check(Graphs(exported, exported.run_decompositions()))
+        check(exported)
 
 
 # A real step changes the expected places of each cache, and no others. The shapes are those of the
 # golden tests of compiled graphs, which share the compiled pieces.
 COMPILED: dict[str, Any] = {
-    "seq_len": 64,
+    "seq_len": 128,
     "max_context_length": 32,
     "batch_size": 3,
     "enable_bucketing": True,
     "context_encoding_buckets": [32],
-    "token_generation_buckets": [64],
+    "token_generation_buckets": [128],
 }
 MODELS = {"qwen2": 1, "mistral": 2}  # family -> tp_degree: a plain cache, and a rolling one
 WINDOW = 24
@@ -321,7 +342,7 @@ def test_a_step_changes_the_places_of_its_tokens(
     loaded: Callable[..., NeuronBaseForCausalLM], family: str, backend: str
 ) -> None:
     app = loaded(family, backend)
-    modulus = WINDOW if family == "mistral" else 64
+    modulus = WINDOW if family == "mistral" else 128
     scratch = modulus
     long = torch.arange(30).expand(2, 30)
     mask = (torch.arange(30) < torch.tensor([[30], [5]])).long()

@@ -19,10 +19,11 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "doctor",
         help="check this machine",
-        description="Look at the machine and its software, then compile and run a tiny model. "
+        description="Look at the machine and its software, then compile and run a tiny model (on a "
+        "Neuron device one of every architecture) and compare it with its eager execution. "
         "Exit code 1 if something that nxdi needs is missing or wrong.",
     )
-    parser.add_argument("--quick", action="store_true", help="leave out compiling the tiny model")
+    parser.add_argument("--quick", action="store_true", help="leave out compiling tiny models")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 

@@ -49,7 +49,8 @@ def check_options(config: NeuronConfig) -> None:
 
 def no_op_options(config: NeuronConfig) -> list[tuple[str, Any, str]]:
     """(name, value, reason) of each option that was changed and has no effect here."""
-    without_effect = {Status.NO_OP} | ({Status.DEVICE} if config.backend != "neuron" else set())
+    is_device = config.backend.startswith("neuron")
+    without_effect = {Status.NO_OP} | (set() if is_device else {Status.DEVICE})
     return [
         (f.name, getattr(config, f.name), OPTIONS[f.name].reason)
         for f in changed_fields(config)

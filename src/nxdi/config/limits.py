@@ -17,6 +17,8 @@ from nxdi.errors import ConfigError
 MAX_LAYERS = 512
 MAX_LABELS = 2**16  # transformers makes a name for each
 _INT32 = 2**31 - 1
+_MUCH = 1e18  # beyond any real number of a model, and within float32
+_POSITIVE = (1e-6, _MUCH)
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ _SIZES = {
     "vocab_size": 2**24,
     "hidden_size": 2**17,
     "intermediate_size": 2**20,
+    "n_inner": 2**20,
     "num_hidden_layers": MAX_LAYERS,
     "num_attention_heads": 2**12,
     "num_key_value_heads": 2**12,
@@ -52,7 +55,7 @@ _SIZES = {
     "max_position_embeddings": _INT32,
     "sliding_window": _INT32,
 }
-_NULLABLE = {"num_key_value_heads", "head_dim", "sliding_window"}
+_NULLABLE = {"n_inner", "num_key_value_heads", "head_dim", "sliding_window"}
 _TOKEN_IDS = dict.fromkeys(  # some checkpoints say -1 for none
     ("bos_token_id", "eos_token_id", "pad_token_id"), (-1, _INT32)
 )
@@ -64,8 +67,11 @@ _MODEL = _Rules(
         "num_labels": (0, MAX_LABELS),
     },
     numbers={
-        "rms_norm_eps": (0, 1),
-        "rope_theta": (1e-6, 1e18),
+        **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"), (0, 1)),
+        **dict.fromkeys(("rope_theta", "query_pre_attn_scalar", "logits_scaling"), _POSITIVE),
+        **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), _POSITIVE),
+        **dict.fromkeys(("embedding_multiplier", "residual_multiplier"), (-_MUCH, _MUCH)),
+        **dict.fromkeys(("attention_multiplier", "logit_scale"), (-_MUCH, _MUCH)),
         "partial_rotary_factor": (1e-3, 1),
     },
     types={
@@ -138,18 +144,21 @@ def check_values(data: Mapping[str, Any], aliases: Mapping[str, str], source: st
 
 
 def check_complete(data: Mapping[str, Any], source: str) -> None:
-    """Raises: ConfigError for a null where a model needs a size, or heads that RoPE cannot turn."""
+    """Raises: ConfigError for a null where a model needs a size, or heads of an impossible size."""
     for name in _SIZES.keys() - _NULLABLE:
         if data.get(name, 0) is None:
             raise ConfigError(f"{source}: {name} is null; give its value")
     head_dim, partial = data.get("head_dim"), data.get("partial_rotary_factor") or 1
-    if "rope_parameters" not in data or not isinstance(head_dim, int):
+    if not isinstance(head_dim, int):
         return
+    what = f"{source}: head_dim={head_dim} (by default hidden_size / num_attention_heads)"
+    if head_dim < 1:
+        raise ConfigError(f"{what} must be at least 1; correct it")
     turned = int(head_dim * partial)
-    if turned < 2 or turned % 2:
+    if "rope_parameters" in data and (turned < 2 or turned % 2):
         raise ConfigError(
-            f"{source}: head_dim={head_dim} (by default hidden_size / num_attention_heads), of "
-            f"which {turned} are turned, must give an even number of at least 2; correct it"
+            f"{what}, of which {turned} are turned, must give an even number of at least 2; "
+            "correct it"
         )
 
 
@@ -172,8 +181,8 @@ def check_rope_numbers(parameters: Mapping[str, Any]) -> None:
         _MODEL.check(name, value, f"RoPE parameter {name}={shown(value)}")
         for number in value if isinstance(value, list) and not is_needed else [value]:
             if is_needed or (isinstance(number, (int, float)) and not isinstance(number, bool)):
-                low = 1e-6 if is_needed else 0
-                _check_number(f"RoPE parameter {name}={shown(number)}", number, low, 1e18)
+                low = _POSITIVE[0] if is_needed else 0
+                _check_number(f"RoPE parameter {name}={shown(number)}", number, low, _MUCH)
 
 
 def _check_layer_types(data: Mapping[str, Any], source: str) -> None:

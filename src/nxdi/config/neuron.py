@@ -31,7 +31,7 @@ class NeuronConfig(KeywordConfig):
     """
 
     # Where it runs. The only option that NxDI does not have.
-    backend: str = "auto"  # auto | cpu | eager | neuron
+    backend: str = "auto"  # auto | cpu | eager | neuron | neuron-dynamo
     on_cpu: bool = False  # NxDI's spelling of backend="cpu"
 
     # Lengths, in tokens.
@@ -182,6 +182,7 @@ class NeuronConfig(KeywordConfig):
     shared_mlp_nki_kernel_enabled: bool | None = None
 
     # Neuron compiler and runtime.
+    target: str | None = None
     logical_neuron_cores: int | None = None  # NxDI's older name of logical_nc_config
     logical_nc_config: int = derived(
         lambda c: c.logical_neuron_cores or (2 if c.target in LNC2_TARGETS else 1)
@@ -192,7 +193,6 @@ class NeuronConfig(KeywordConfig):
     layer_boundary_markers: bool = False
     cc_pipeline_tiling_factor: int = 2
     seq_len_threshold_for_cc_tiling: int = 16384
-    target: str | None = None
     enable_spill_reload_dge: bool = False
     weights_to_skip_layout_optimization: list[str] = field(default_factory=list)
     dma_order_config: Any = None
@@ -230,7 +230,7 @@ class NeuronConfig(KeywordConfig):
 
         On a CPU 16-bit weights stay 16-bit in memory; activations and caches are float32.
         """
-        return self.torch_dtype if self.backend == "neuron" else torch.float32
+        return self.torch_dtype if self.backend.startswith("neuron") else torch.float32
 
     @property
     def on_device_sampling(self) -> bool:

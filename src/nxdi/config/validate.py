@@ -13,7 +13,7 @@ from nxdi.errors import ConfigError, UnsupportedError
 if TYPE_CHECKING:
     from nxdi.config.neuron import NeuronConfig
 
-BACKENDS = ("auto", "cpu", "eager", "neuron")
+BACKENDS = ("auto", "cpu", "eager", "neuron", "neuron-dynamo")
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _AT_LEAST_ONE = (
@@ -44,6 +44,7 @@ def validate(config: NeuronConfig) -> None:
     _validate_lengths(config)
     _validate_batches(config)
     _validate_buckets(config)
+    _validate_ranks(config)
 
 
 def check_weight_dtype(dtype: torch.dtype) -> None:
@@ -136,3 +137,18 @@ def _check_ladder(name: str, ladder: Any, limit_name: str, limit: int) -> None:
 
 def _is_positive_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _validate_ranks(config: NeuronConfig) -> None:
+    """Check that this process has one of equal parts of exactly tp_degree ranks."""
+    first, local, world = config.start_rank_id, config.local_ranks_size, config.world_size
+    if world != config.tp_degree:
+        raise ConfigError(
+            f"world_size={world} must be tp_degree={config.tp_degree}, the ranks of all nodes; "
+            "leave it out"
+        )
+    if local < 1 or world % local or first not in range(0, world, local):
+        raise ConfigError(
+            f"start_rank_id={first} with local_ranks_size={local} is not one of equal parts of "
+            f"world_size={world}; node n of N has start_rank_id = n * world_size / N"
+        )

@@ -65,6 +65,18 @@ def num_graph_rows(batch: StepBatch) -> int:
     return int(graph_rows(batch).max()) + 1
 
 
+def only_padding(spec: GraphSpec) -> dict[str, Tensor]:
+    """Inputs of `spec` without any row, by name."""
+    return {
+        item.name: torch.full(
+            item.shape(spec.batch_size, spec.num_tokens),
+            item.fill,
+            dtype=getattr(torch, item.dtype),
+        )
+        for item in spec.inputs
+    }
+
+
 def pad_step(batch: StepBatch, spec: GraphSpec) -> dict[str, Tensor]:
     """The named, fixed-shape inputs of `spec`.
 
@@ -77,23 +89,20 @@ def pad_step(batch: StepBatch, spec: GraphSpec) -> dict[str, Tensor]:
         **batch.extras,
     }
     rows = graph_rows(batch)
-    padded = {}
-    for item in spec.inputs:
-        if item.name not in given:
+    padded = only_padding(spec)
+    if batch.phase is Phase.DECODE:
+        padded["seq_ids"] = torch.arange(spec.batch_size, dtype=torch.int32)
+    for name, target in padded.items():
+        if name not in given:
             raise ShapeError(
-                f"graph {spec.name} needs the input {item.name!r}, which this step does not bring"
+                f"graph {spec.name} needs the input {name!r}, which this step does not bring"
             )
-        shape = item.shape(spec.batch_size, spec.num_tokens)
-        target = torch.full(shape, item.fill, dtype=getattr(torch, item.dtype))
-        if item.name == "seq_ids" and batch.phase is Phase.DECODE:
-            target = torch.arange(spec.batch_size, dtype=torch.int32)
-        value = given[item.name]
+        value = given[name]
         if value.dim() > 1:
-            width = min(shape[1], value.shape[1])
+            width = min(target.shape[1], value.shape[1])
             target[rows, :width] = value[:, :width].to(target.dtype)
         else:
             target[rows] = value.to(target.dtype)
-        padded[item.name] = target
     return padded
 
 

@@ -74,7 +74,7 @@ class InterleavedRotaryEmbedding(RotaryEmbedding):
         even, odd = turned.unflatten(-1, (-1, 2)).unbind(-1)
         quarter_turn = torch.stack([-odd, even], dim=-1).flatten(-2)
         turned = turned * cos.unsqueeze(1) + quarter_turn * sin.unsqueeze(1)
-        return torch.cat([turned, rest], dim=-1)
+        return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
 
 
 class LongRotaryEmbedding(RotaryEmbedding):
@@ -139,7 +139,7 @@ def polar_frequencies(dim: int, theta: float, use_scaled: bool, position_ids: Te
 def _number(scaling: Mapping[str, Any], name: str) -> float:
     value = scaling.get(name)
     if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
-        raise ConfigError(f"rope_scaling needs a positive {name}, not {value!r}: {dict(scaling)}")
+        raise ConfigError(f"RoPE needs a positive {name}, not {value!r}: {dict(scaling)}")
     return float(value)
 
 
@@ -198,7 +198,7 @@ def rope_from_config(
         partial = getattr(config, "partial_rotary_factor", None)
         parameters = {**scaling, "rope_theta": config.rope_theta, "partial_rotary_factor": partial}
     kind = parameters.get("rope_type", parameters.get("type"))
-    base, dim = parameters["rope_theta"], config.head_dim
+    base, dim = _number(parameters, "rope_theta"), config.head_dim
     if (partial := parameters.get("partial_rotary_factor")) is not None:
         dim = int(dim * partial)
     if kind == "longrope" and rotary_cls is RotaryEmbedding:
@@ -222,6 +222,11 @@ def _longrope(
     config: Any, dim: int, base: float, scaling: Mapping[str, Any]
 ) -> LongRotaryEmbedding:
     trained_len = int(_number(scaling, "original_max_position_embeddings"))
+    if trained_len < 2:
+        raise ConfigError(
+            f"LongRoPE with original_max_position_embeddings={trained_len}: give the length the "
+            "model was trained on, at least 2"
+        )
     neuron = config.neuron_config
     if neuron.max_context_length <= trained_len < neuron.max_length:
         raise ConfigError(

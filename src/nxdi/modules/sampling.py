@@ -48,7 +48,7 @@ class DynamicSampler:
         centred = logits - logits.amax(dim=-1, keepdim=True)
         scaled = centred / torch.where(temperature == 0, 1.0, temperature).unsqueeze(-1)
         drawn = _draw(_nucleus(_top_k_probabilities(scaled, top_k), top_p), uniform)
-        return torch.where(is_greedy, torch.argmax(logits, dim=-1), drawn).to(torch.int32)
+        return torch.where(is_greedy, torch.argmax(logits, dim=-1).to(torch.int32), drawn)
 
 
 def make_sampler(config: OnDeviceSamplingConfig) -> GreedySampler | DynamicSampler:
@@ -104,8 +104,8 @@ def _draw(weights: Tensor, uniform: Tensor) -> Tensor:
     """The token at which the running sum passes uniform * total. [B, V], [B] -> [B]."""
     running = weights.cumsum(dim=-1)
     target = uniform.unsqueeze(-1) * running[:, -1:]
-    index = (running <= target).sum(dim=-1)
+    index = (running <= target).sum(dim=-1, dtype=torch.int32)
     # Rounding may pass the last token with weight; step back to it.
-    places = torch.arange(weights.shape[-1], device=weights.device)
+    places = torch.arange(weights.shape[-1], dtype=torch.int32, device=weights.device)
     last = torch.where(weights > 0, places, 0).amax(dim=-1)
     return torch.minimum(index, last)

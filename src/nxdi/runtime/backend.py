@@ -62,6 +62,9 @@ class StepModule(Protocol):
     def eval(self) -> object: ...
 
 
+Report = Callable[[int, int, str], None]  # work done, of how much, and what is next
+
+
 @dataclass(frozen=True)
 class Program:
     """A model to compile or load: how to build it for a phase, without memory, and its graphs.
@@ -109,10 +112,8 @@ class Backend(Protocol):
         """What compiles the graphs, for the record."""
         ...
 
-    def compile(
-        self, program: Program, folder: Path, report: Callable[[int, int, str], None]
-    ) -> list[Choice]:
-        """Write the compiled graphs into `folder`; report(done, total, what) as work proceeds."""
+    def compile(self, program: Program, folder: Path, report: Report) -> list[Choice]:
+        """Write the compiled graphs into `folder`; `report` as work proceeds."""
         ...
 
     def world(self) -> World:

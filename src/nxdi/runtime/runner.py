@@ -8,7 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from nxdi.graph.padding import StepBatch, num_graph_rows, pad_step, unpad_step
+from nxdi.graph.padding import (
+    StepBatch,
+    num_graph_rows,
+    only_padding,
+    pad_step,
+    unpad_step,
+)
 from nxdi.graph.plan import GraphPlan, GraphSpec
 from nxdi.parallel_layers.groups import World
 from nxdi.runtime.backend import RankExecutable
@@ -56,14 +62,7 @@ class Runner:
         """
         for phase in Phase:
             spec = min(self.plan.of(phase), key=lambda graph: (graph.length, graph.batch_size))
-            shapes = spec.input_shapes()
-            inputs = {
-                item.name: torch.full(
-                    shapes[item.name], item.fill, dtype=getattr(torch, item.dtype)
-                )
-                for item in spec.inputs
-            }
-            self._run(spec, inputs)
+            self._run(spec, only_padding(spec))
 
     def reset(self) -> None:
         """Forget all sequences."""

@@ -74,10 +74,7 @@ def test_infinities_as_transformers_writes_them() -> None:
     ("data", "says"),
     [
         ({"hidden_size": None}, "hidden_size is null"),
-        (
-            {"head_dim": 0, "rope_parameters": {}},
-            "head_dim=0 .* must give an even number of at least 2",
-        ),
+        ({"head_dim": 0}, "head_dim=0 .* must be at least 1; correct it"),
         (
             {"head_dim": 4, "partial_rotary_factor": 0.25, "rope_parameters": {}},
             "head_dim=4 .* of which 1 are turned, must give an even number",

@@ -37,6 +37,14 @@ def test_ranks_follow_tp_degree() -> None:
     assert config.world_size == config.local_ranks_size == 4
 
 
+@pytest.mark.parametrize(
+    ("target", "expected"), [(None, 1), ("inf2", 1), ("trn1", 1), ("trn2", 2), ("trn3", 2)]
+)
+def test_the_target_decides_the_cores_per_rank(target: str | None, expected: int) -> None:
+    assert NeuronConfig(target=target).logical_nc_config == expected
+    assert NeuronConfig(target=target, logical_nc_config=1).logical_nc_config == 1
+
+
 def test_logical_cores_decide_lm_head_padding() -> None:
     assert not NeuronConfig().lm_head_pad
     config = NeuronConfig(logical_neuron_cores=2)

@@ -38,7 +38,7 @@ def test_the_options_of_a_recipe(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_recipe(text: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="recipe.yaml") as caught:
+    with pytest.raises(ConfigError, match=r"recipe\.yaml") as caught:
         load_recipe(write(tmp_path, text))
     assert message in str(caught.value)
 

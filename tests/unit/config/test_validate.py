@@ -31,6 +31,8 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"kv_cache_batch_size": 2}, "kv_cache_batch_size=2 differs from max_batch_size=1"),
     ({"context_encoding_buckets": [64]}, "needs enable_bucketing=True"),
     ({"token_generation_buckets": [64]}, "needs enable_bucketing=True"),
+    ({"tp_degree": 4, "world_size": 8}, "world_size=8 must be tp_degree=4, the ranks of all nodes"),
+    ({"world_size": 0}, "world_size=0 must be tp_degree=1"),
 ]
 
 
@@ -87,3 +89,15 @@ def test_valid_combinations_pass() -> None:
         sequence_parallel_enabled=True,
     )
     assert (config.ctx_batch_size, config.tkg_batch_size, config.max_new_tokens) == (1, 4, 512)
+
+
+@pytest.mark.parametrize(("first", "local"), [(0, 0), (0, 3), (1, 2), (2, 4), (4, 2), (-2, 2)])
+def test_ranks_here_are_one_of_equal_parts(first: int, local: int) -> None:
+    message = f"start_rank_id={first} with local_ranks_size={local} is not one of equal parts of"
+    with pytest.raises(ConfigError, match=message):
+        NeuronConfig(tp_degree=4, start_rank_id=first, local_ranks_size=local)
+
+
+@pytest.mark.parametrize(("first", "local"), [(0, 4), (0, 2), (2, 2), (3, 1)])
+def test_parts_of_the_ranks(first: int, local: int) -> None:
+    NeuronConfig(tp_degree=4, start_rank_id=first, local_ranks_size=local)

@@ -27,12 +27,13 @@ def make_backend(config: NeuronConfig) -> Backend:
         from nxdi.runtime.backends.neuron.backend import NeuronBackend
 
         return NeuronBackend(config)
-    if (config.world_size, config.start_rank_id) != (config.tp_degree, 0) or (
-        config.local_ranks_size != config.world_size
-    ):
+    if name == "neuron-dynamo":
+        from nxdi.runtime.backends.neuron_dynamo import NeuronDynamoBackend
+
+        return NeuronDynamoBackend(config)
+    if config.local_ranks_size != config.world_size:
         raise UnsupportedError(
-            f"world_size={config.world_size}, start_rank_id={config.start_rank_id} and "
-            f"local_ranks_size={config.local_ranks_size} describe several nodes, which only "
-            "backend='neuron' has; leave them out"
+            f"local_ranks_size={config.local_ranks_size} of world_size={config.world_size} ranks "
+            "describes several nodes, which only backend='neuron' has; leave it out"
         )
     return EagerBackend(config.tp_degree) if name == "eager" else CpuBackend(config.tp_degree)

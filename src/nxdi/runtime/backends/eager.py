@@ -5,7 +5,7 @@ The oracle, and the place for a breakpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from nxdi.graph.plan import GraphSpec
 from nxdi.kernels.registry import Choice, platform
 from nxdi.parallel_layers.groups import World
-from nxdi.runtime.backend import Program, StepModule
+from nxdi.runtime.backend import Program, Report, StepModule
 from nxdi.runtime.host_world import host_world
 from nxdi.types import Phase
 
@@ -51,9 +51,7 @@ class EagerBackend:
     def compiler_version(self) -> str:
         return "none"
 
-    def compile(
-        self, program: Program, folder: Path, report: Callable[[int, int, str], None]
-    ) -> list[Choice]:
+    def compile(self, program: Program, folder: Path, report: Report) -> list[Choice]:
         return []
 
     def world(self) -> World:

@@ -11,6 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from nxdi.graph.plan import GraphSpec
+from nxdi.kernels.cpu import attend as _kernels  # noqa: F401  registers the attend kernels
 from nxdi.kernels.registry import Choice, platform
 from nxdi.runtime.backend import Program, StepModule
 from nxdi.runtime.backends.cpu.linear import use_linear_kernels

@@ -14,7 +14,8 @@ from nxdi.tools.doctor.software import software_section
 def examine(self_check: bool = True) -> Iterator[Section]:
     """Look at everything, cheapest first; each section comes as soon as it is done.
 
-    self_check: also compile and run a tiny model, which takes some seconds.
+    self_check: also compile and run a tiny model, which takes some seconds; on a Neuron device one
+    of every architecture, which takes some minutes.
     """
     yield hardware_section()
     yield software_section()

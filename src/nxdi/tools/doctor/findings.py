@@ -51,6 +51,7 @@ def _guarded(check: Check) -> Finding:
     try:
         return check()
     except Exception as error:  # an examination reports whatever goes wrong, and goes on
-        function = check.func if isinstance(check, functools.partial) else check
-        name = getattr(function, "__name__", "check").removeprefix("check_").replace("_", " ")
-        return Finding(name, Verdict.FAILED, f"{type(error).__name__}: {error}")
+        call = check if isinstance(check, functools.partial) else functools.partial(check)
+        name = getattr(call.func, "__name__", "check").removeprefix("check_").replace("_", " ")
+        named = " ".join([name, *map(str, call.args)])
+        return Finding(named, Verdict.FAILED, f"{type(error).__name__}: {error}")

@@ -10,7 +10,7 @@ import torch
 from nxdi import env
 from nxdi.runtime.backends.choice import resolve_backend
 from nxdi.runtime.backends.cpu.target import cpu_target
-from nxdi.runtime.backends.neuron.probe import neuron_devices, sdk_problem
+from nxdi.runtime.backends.neuron import probe
 from nxdi.tools.doctor.findings import Finding, Section, Verdict, run_checks
 from nxdi.tools.machine import cpu_features, cpu_model, memory_bytes, num_cores
 
@@ -67,7 +67,8 @@ def check_cache_folder() -> Finding:
 
 def check_backend() -> Finding:
     """What `backend="auto"` is here, and why."""
-    name, devices, problem = resolve_backend("auto"), neuron_devices(), sdk_problem()
+    name, devices = resolve_backend("auto"), probe.neuron_devices()
+    problem = probe.sdk_problem()
     if name == "neuron":
         reason = f"{len(devices)} Neuron devices and a fitting SDK are here"
     elif devices:

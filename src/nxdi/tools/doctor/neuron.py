@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 from functools import partial
 
-from nxdi.runtime.backends.neuron.probe import neuron_devices
+from nxdi.runtime.backends.neuron import probe
 from nxdi.tools.doctor.findings import Finding, Section, Verdict, run_checks
 
 # package -> (module, attribute) that only the real one has
@@ -25,9 +25,9 @@ PROBES = {
 
 
 def neuron_section() -> Section:
-    """Each package of the SDK, and the devices."""
+    """Each package of the SDK, whether together they serve, and the devices."""
     packages = [partial(check_sdk_package, name) for name in PROBES]
-    return run_checks("Neuron", [*packages, check_devices])
+    return run_checks("Neuron", [*packages, check_sdk, check_devices])
 
 
 def check_sdk_package(name: str) -> Finding:
@@ -51,6 +51,18 @@ def check_sdk_package(name: str) -> Finding:
     )
 
 
+def check_sdk() -> Finding:
+    """The versions that a compiled model is tied to, or why the neuron backend cannot be used."""
+    problem = probe.sdk_problem()
+    if problem is not None:
+        return Finding("SDK", Verdict.NOTE, f"none that serves: {problem}")
+    versions = probe.find_sdk().versions
+    return Finding("SDK", Verdict.OK, ", ".join(f"{name} {versions[name]}" for name in versions))
+
+
 def check_devices() -> Finding:
-    devices = ", ".join(str(path) for path in neuron_devices())
-    return Finding("devices", Verdict.NOTE, devices or "none")
+    """The device files, and what they belong to as far as the SDK is here to say."""
+    devices = ", ".join(str(path) for path in probe.neuron_devices())
+    if not devices or probe.sdk_problem() is not None:
+        return Finding("devices", Verdict.NOTE, devices or "none")
+    return Finding("devices", Verdict.NOTE, f"{devices} ({probe.device_target()})")

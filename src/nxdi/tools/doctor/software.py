@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from packaging.specifiers import SpecifierSet
 
+import nxdi
 from nxdi import env
 from nxdi.errors import UnsupportedError
 from nxdi.kernels.cpu.linear import load_linear_op
@@ -34,8 +35,12 @@ def software_section() -> Section:
     packages = [partial(check_package, name, wanted) for name, wanted in RANGES.items()]
     return run_checks(
         "software",
-        [check_python, *packages, check_compiler, check_openmp, check_streaming_kernel],
+        [check_nxdi, check_python, *packages, check_compiler, check_openmp, check_streaming_kernel],
     )
+
+
+def check_nxdi() -> Finding:
+    return Finding("nxdi", Verdict.NOTE, nxdi.__version__)
 
 
 def check_python() -> Finding:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,13 @@ def test_the_eager_backend_uses_generic_kernels_and_torch_for_the_rest(saved: Pa
     for choices in preview_kernels(program, "eager").values():
         assert {choice.op for choice in choices} == {"attend"}
         assert all(choice.refused == () for choice in choices)
+
+
+def test_no_other_import_is_needed_for_the_cpu_kernels() -> None:
+    script = """
+from nxdi.runtime.backends import preview
+from nxdi.kernels import registry
+assert len(registry._KERNELS["attend", "cpu"]) == 2, registry._KERNELS
+"""
+    path = {"PYTHONPATH": ":".join(sys.path)}
+    subprocess.run([sys.executable, "-c", script], check=True, env=path)

@@ -22,7 +22,7 @@ def test_a_check_that_raises_is_a_finding_and_the_others_still_run() -> None:
 
 def test_the_name_of_a_check_with_arguments() -> None:
     (finding,) = run_checks("title", [partial(check_that_breaks, "bang")]).findings
-    assert (finding.name, finding.found) == ("that breaks", "RuntimeError: bang")
+    assert (finding.name, finding.found) == ("that breaks bang", "RuntimeError: bang")
 
 
 def test_only_a_failure_is_unhealthy() -> None:

@@ -63,8 +63,8 @@ def test_the_backend_of_auto(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(hardware, "resolve_backend", lambda asked: name)
-    monkeypatch.setattr(hardware, "neuron_devices", lambda: devices)
-    monkeypatch.setattr(hardware, "sdk_problem", lambda: problem)
+    monkeypatch.setattr(hardware.probe, "neuron_devices", lambda: devices)
+    monkeypatch.setattr(hardware.probe, "sdk_problem", lambda: problem)
     finding = hardware.check_backend()
     assert finding.verdict is verdict
     assert finding.found.startswith(name)

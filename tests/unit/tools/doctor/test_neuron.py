@@ -70,9 +70,34 @@ def test_a_package_that_cannot_be_imported(
     assert "Error" in finding.found
 
 
-def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neuron, "neuron_devices", list)
-    assert neuron.check_devices().found == "none"
-    found = [Path("/dev/neuron0"), Path("/dev/neuron1")]
-    monkeypatch.setattr(neuron, "neuron_devices", lambda: found)
-    assert neuron.check_devices().found == "/dev/neuron0, /dev/neuron1"
+def test_no_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neuron.probe, "sdk_problem", lambda: "torch 2.13.0 does not fit")
+    finding = neuron.check_sdk()
+    assert (finding.verdict, finding.found) == (
+        Verdict.NOTE,
+        "none that serves: torch 2.13.0 does not fit",
+    )
+
+
+def test_an_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
+    sdk = neuron.probe.Sdk(None, {"torch": "2.9.0", "neuronx-cc": "2.24"})
+    monkeypatch.setattr(neuron.probe, "find_sdk", lambda: sdk)
+    finding = neuron.check_sdk()
+    assert (finding.verdict, finding.found) == (Verdict.OK, "torch 2.9.0, neuronx-cc 2.24")
+
+
+@pytest.mark.parametrize(
+    ("devices", "problem", "found"),
+    [
+        ([], None, "none"),
+        (["/dev/neuron0", "/dev/neuron1"], "no SDK", "/dev/neuron0, /dev/neuron1"),
+        (["/dev/neuron0"], None, "/dev/neuron0 (trn2)"),
+    ],
+)
+def test_devices(
+    devices: list[str], problem: str | None, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neuron.probe, "neuron_devices", lambda: [Path(name) for name in devices])
+    monkeypatch.setattr(neuron.probe, "sdk_problem", lambda: problem)
+    monkeypatch.setattr(neuron.probe, "device_target", lambda: "trn2")
+    assert neuron.check_devices().found == found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from nxdi.graph.plan import GraphSpec
 from nxdi.kernels.cpu.library import library_path, load_library, uses_library
 from nxdi.kernels.registry import Choice
 from nxdi.parallel_layers.groups import World
-from nxdi.runtime.backend import Program, StepModule
+from nxdi.runtime.backend import Program, Report, StepModule
 from nxdi.runtime.backends.cpu.pieces import Part, Piece, example_arguments, plan_parts, tensors_of
 from nxdi.runtime.backends.cpu.target import compiler_version, cpu_target
 from nxdi.runtime.host_world import host_world
@@ -42,9 +42,7 @@ class CpuBackend:
     def compiler_version(self) -> str:
         return compiler_version()
 
-    def compile(
-        self, program: Program, folder: Path, report: Callable[[int, int, str], None]
-    ) -> list[Choice]:
+    def compile(self, program: Program, folder: Path, report: Report) -> list[Choice]:
         from torch._inductor.package.package import package_aoti
 
         from nxdi.runtime.backends.cpu.compiler import compile_piece

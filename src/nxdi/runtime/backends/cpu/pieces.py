@@ -94,7 +94,11 @@ def plan_parts(model: StepModule, spec: GraphSpec) -> list[Part]:
         owner = _as_module(model)
         return [
             Part(
-                f"{spec.name}/whole", owner, _whole(model, spec), spec.inputs, slice(0, len(shapes))
+                f"{spec.name}/whole",
+                owner,
+                whole_step(model, spec),
+                spec.inputs,
+                slice(0, len(shapes)),
             )
         ]
     per_layer = len(shapes) // len(model.layers)
@@ -147,7 +151,7 @@ def _head(model: StepModule, spec: GraphSpec) -> StepFunction:
     return run
 
 
-def _whole(model: StepModule, spec: GraphSpec) -> StepFunction:
+def whole_step(model: StepModule, spec: GraphSpec) -> StepFunction:
     def run(
         leading: Sequence[Tensor], inputs: Mapping[str, Tensor], caches: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:

@@ -23,10 +23,9 @@ class Role(str, Enum):
     FUSED_SPECULATION = "fused_speculation_model"
     VISION = "vision_encoder_model"
 
-    @property
-    def is_wide(self) -> bool:
-        """Many tokens at once: arithmetic bounds it."""
-        return self in (Role.CONTEXT_ENCODING, Role.VISION)
+
+_WIDE = (Role.CONTEXT_ENCODING, Role.VISION)  # many tokens at once: bound by arithmetic
+_NARROW = (Role.TOKEN_GENERATION, Role.FUSED_SPECULATION)
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,14 @@ class CompileOptions:
         return self.prompt_len >= LONG_CONTEXT_LEN
 
 
-def compiler_args(role: Role, options: CompileOptions) -> str:
-    """The arguments of neuronx-cc for one graph."""
+def compiler_args(role: Role, options: CompileOptions, own: str | None = None) -> str:
+    """The arguments of neuronx-cc for one graph.
+
+    own: a model's own arguments, which are told the cores per rank and left alone otherwise.
+    """
+    if own is not None:
+        has_size = "--lnc" in own or "--logical-nc-config" in own
+        return own if has_size else f"{own} --lnc={options.logical_size}"
     args = _moe_args(role, options) if options.is_moe else _dense_args(role, options)
     if options.scratchpad_page_mib is not None:
         args.append(f"--hbm-scratchpad-page-size={options.scratchpad_page_mib}")
@@ -65,19 +70,12 @@ def compiler_args(role: Role, options: CompileOptions) -> str:
     return " ".join(args)
 
 
-def with_logical_size(args: str, logical_size: int) -> str:
-    """A model's own arguments, for as many cores per rank as the runtime will use."""
-    has_size = "--lnc" in args or "--logical-nc-config" in args
-    return args if has_size else f"{args} --lnc={logical_size}"
-
-
 def _dense_args(role: Role, options: CompileOptions) -> list[str]:
     is_context = role is Role.CONTEXT_ENCODING
     spills = is_context and options.logical_size == 2 and options.seq_len >= _NO_STRIDED_DMA_LEN
-    is_narrow = role in (Role.TOKEN_GENERATION, Role.FUSED_SPECULATION)
     tensorizer = [
         "--enable-ccop-compute-overlap",
-        f"--cc-pipeline-tiling-factor={1 if is_narrow else options.tiling_factor}",
+        f"--cc-pipeline-tiling-factor={1 if role in _NARROW else options.tiling_factor}",
         *([] if spills else ["--vectorize-strided-dma"]),
     ]
     long_context = ["--internal-disable-fma-on-ios", "--disable-mixed-precision-accumulation"]
@@ -87,9 +85,9 @@ def _dense_args(role: Role, options: CompileOptions) -> list[str]:
         *(long_context if options.is_long else []),
         f"--tensorizer-options='{' '.join(tensorizer)}'",
         f"--lnc={options.logical_size}",
-        "-O1" if role.is_wide else "-O2",
+        "-O1" if role in _WIDE else "-O2",
         *(["--internal-enable-dge-levels spill_reload"] if options.spills_by_dge else []),
-        _hlo_options(["--modular-flow-mac-threshold=10"] if role.is_wide else [], options),
+        _hlo_options(["--modular-flow-mac-threshold=10"] if role in _WIDE else [], options),
     ]
 
 

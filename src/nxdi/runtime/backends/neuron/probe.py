@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ _INSTALL = (
     "install torch-neuronx, neuronx-cc and neuronx-distributed of Neuron SDK 2.29 to 2.31 from "
     "the repository that its installation guide names, or use backend='cpu'"
 )
-# What only the real package has.
-_MARKS = {"torch_neuronx.xla_impl": "trace", "neuronx_distributed": "NxDModel"}
+_MARKS = {"torch_neuronx": "xla_impl.trace", "neuronx_distributed": "NxDModel"}  # of real ones
 _PACKAGES = ("torch", "torch-neuronx", "neuronx-cc", "neuronx-distributed")
 _FITTING = {"torch": ("2.9",), "neuronx-distributed": ("0.18", "0.19")}
 
@@ -32,7 +32,7 @@ class Sdk:
 def find_sdk() -> Sdk:
     """The SDK that is installed here. Raises: UnsupportedError saying what to install."""
     modules = {name: _real_module(name, mark) for name, mark in _MARKS.items()}
-    versions = {package: _version(package) for package in _PACKAGES}
+    versions = {package: version_of(package) for package in _PACKAGES}
     for package, fitting in _FITTING.items():
         if not versions[package].startswith(tuple(f"{wanted}." for wanted in fitting)):
             raise UnsupportedError(
@@ -72,7 +72,8 @@ def device_target() -> str:
     return str(get_platform_target())
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """The installed version, or "unknown"."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -80,18 +81,15 @@ def _version(package: str) -> str:
 
 
 def _real_module(name: str, mark: str) -> Any:
-    package = name.partition(".")[0]
-    try:
-        importlib.import_module(package)
-    except Exception as error:  # a package of another SDK fails in ways of its own
-        raise UnsupportedError(f"{package} cannot be imported ({error}); {_INSTALL}") from error
     try:
         module = importlib.import_module(name)
-    except ModuleNotFoundError:
-        module = None
-    if not hasattr(module, mark):
+    except Exception as error:  # a package of another SDK fails in ways of its own
+        raise UnsupportedError(f"{name} cannot be imported ({error}); {_INSTALL}") from error
+    try:
+        attrgetter(mark)(module)
+    except AttributeError as error:
         raise UnsupportedError(
-            f"the installed {package} is an empty placeholder, or of another SDK (it has no "
-            f"{name}.{mark}); {_INSTALL}"
-        )
+            f"the installed {name} is an empty placeholder, or of another SDK (it has no {mark}); "
+            f"{_INSTALL}"
+        ) from error
     return module

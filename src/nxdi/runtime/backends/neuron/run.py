@@ -46,16 +46,16 @@ def load_ranks(
     program: Program,
     folder: Path,
     weights: Sequence[Mapping[str, Tensor]],
-    start_rank: int | None,
+    start_rank: int,
 ) -> NeuronRanks:
     """The model in `folder` on its devices.
 
-    weights: by name, for each local rank; start_rank: the first of them, None = all ranks are here.
+    weights: by name, for each local rank; start_rank: the first of these.
     Raises: ArtifactError if the SDK cannot load the model.
     """
     template = program.build(Phase.DECODE)
     index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-    names = {name for graph in index.values() for name in graph["weights"]}
+    names = sorted({name for graph in index.values() for name in graph["weights"]})
     model = _load_model(nxd, folder / MODEL_FILE, start_rank, len(weights))
     model.set_weights([_device_weights(template, names, of_rank) for of_rank in weights])
     model.to_neuron()
@@ -63,12 +63,9 @@ def load_ranks(
     return NeuronRanks(model, {cache_name(i): zeros for i, zeros in empty}, len(weights))
 
 
-def _load_model(nxd: Any, file: Path, start_rank: int | None, num_ranks: int) -> Any:
-    place = {}
-    if start_rank is not None:
-        place = {"start_rank": start_rank, "local_ranks_size": num_ranks}
+def _load_model(nxd: Any, file: Path, start_rank: int, num_ranks: int) -> Any:
     try:
-        model = nxd.NxDModel.load(str(file), **place)
+        model = nxd.NxDModel.load(str(file), start_rank, num_ranks)
     except Exception as error:  # TorchScript and the runtime raise errors of many types
         raise ArtifactError(
             f"{file} cannot be loaded: {error}; compile again with this SDK"
@@ -80,15 +77,9 @@ def _load_model(nxd: Any, file: Path, start_rank: int | None, num_ranks: int) ->
 
 
 def _device_weights(
-    template: StepModule, names: set[str], weights: Mapping[str, Tensor]
+    template: StepModule, names: list[str], weights: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """What the traced graphs call weights: parameters of the checkpoint, and computed buffers."""
     assert isinstance(template, nn.Module)
-    computed = {name: b for name, b in template.named_buffers() if not b.is_meta}
-    known = {**computed, **weights}
-    if missing := sorted(name for name in names if name.removeprefix(MODEL) not in known):
-        raise ArtifactError(
-            f"the compiled graphs want weights that this model lacks: {', '.join(missing)}; "
-            "compile again"
-        )
-    return {name: known[name.removeprefix(MODEL)] for name in sorted(names)}
+    known = {**dict(template.named_buffers()), **weights}
+    return {name: known[name.removeprefix(MODEL)] for name in names}

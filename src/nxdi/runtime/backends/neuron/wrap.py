@@ -53,15 +53,6 @@ def make_step(program: Program, spec: GraphSpec) -> Step:
     return Step(model, spec, caches)
 
 
-def example_inputs(spec: GraphSpec) -> dict[str, Tensor]:
-    """Padding of the graph's shapes and dtypes, by input name."""
-    shapes = spec.input_shapes()
-    return {
-        item.name: torch.full(shapes[item.name], item.fill, dtype=getattr(torch, item.dtype))
-        for item in spec.inputs
-    }
-
-
 def _materialise(model: StepModule) -> None:
     assert isinstance(model, nn.Module)
     for module in model.modules():
