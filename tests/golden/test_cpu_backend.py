@@ -30,10 +30,10 @@ Get = Callable[[str], Reference]
 
 ONE_GRAPH_EACH: dict[str, Any] = {
     "backend": "cpu",
-    "seq_len": 64,
+    "seq_len": 128,
     "max_context_length": 32,
     "context_encoding_buckets": [32],
-    "token_generation_buckets": [64],
+    "token_generation_buckets": [128],
 }
 LENGTHS = [32, 17, 1]
 RELOAD = """
@@ -77,9 +77,8 @@ def make(reference: Reference, **options: Any) -> NeuronBaseForCausalLM:
 
 def test_a_new_process_reloads_what_another_compiled(reference_of: Get, tmp_path: Path) -> None:
     """With prefill rows enough for every linear kernel: 3 x 96 tokens."""
-    reference = reference_of("llama")
-    long = {"seq_len": 128, "max_context_length": 96, "context_encoding_buckets": [96]}
-    app = make(reference, **long, token_generation_buckets=[128])
+    reference = reference_of("qwen2")
+    app = make(reference, max_context_length=96, context_encoding_buckets=[96])
     app.compile(tmp_path / "artifact", progress=False)
     arguments = [tmp_path / "artifact", json.dumps(reference.prompts[17].tolist()), 32]
     done = subprocess.run(

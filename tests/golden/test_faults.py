@@ -38,8 +38,8 @@ def late_positions(patch: Patch) -> None:
 
 
 def wrong_rope_base(patch: Patch) -> None:
-    right = rope._plain
-    patch.setattr(rope, "_plain", lambda dim, base: right(dim, base * 1.01))
+    right = rope.plain_frequencies
+    patch.setattr(rope, "plain_frequencies", lambda dim, base: right(dim, base * 1.01))
 
 
 def no_rope_scaling(patch: Patch) -> None:

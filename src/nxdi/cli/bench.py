@@ -74,7 +74,7 @@ def _workload(args: argparse.Namespace) -> Workload:
 
     config = planned.neuron_config
     usual = default_workload(config)
-    room = max(1, config.max_length - (args.prompt_len or usual.prompt_len))
+    room = max(2, config.max_length - (args.prompt_len or usual.prompt_len))  # one is a prefill's
     new_tokens = args.new_tokens or min(usual.new_tokens, room)
     prompt_len = args.prompt_len or max(1, min(usual.prompt_len, config.max_length - new_tokens))
     workload = fit_to_target(Workload(prompt_len, new_tokens, usual.num_rows), args.target)
@@ -83,11 +83,7 @@ def _workload(args: argparse.Namespace) -> Workload:
 
 
 def _print_figures(report: Report) -> None:
-    work = report.workload
-    print(
-        f"{len(report.runs)} runs of {work.num_rows} prompts with {work.prompt_len} tokens and "
-        f"{work.new_tokens} new tokens each"
-    )
+    print(f"{len(report.runs)} runs of {report.workload}")
     print(
         f"{'ms':32}{'p50':>9}{'p90':>9}{'p95':>9}{'p99':>9}{'p100':>9}{'mean':>9}{'tokens/s':>11}"
     )

@@ -46,16 +46,15 @@ def _run(args: argparse.Namespace) -> None:
         return
     # All that may be refused comes before minutes of compiling.
     tokenizer = _load_tokenizer(args, model)
-    options = _generation_config(args, model)
     inputs = _encode(args, tokenizer)
-    limit = _length_limit(args, model, inputs)
+    options = _generation_config(args, model, inputs)
     if not args.skip_compile:
         _compile(args, model)
         tokenizer.save_pretrained(args.compiled_model_path)  # where NxDI puts a copy
     print("Loading model...", flush=True)
     model.load(args.compiled_model_path)
     _check_accuracy(args, model, tokenizer, options, inputs)
-    _generate(model, tokenizer, options, inputs, limit)
+    _generate(model, tokenizer, options, inputs)
     if args.benchmark:
         _benchmark(args, model, options)
 
@@ -126,38 +125,38 @@ def _load_tokenizer(
     return tokenizer
 
 
-def _generation_config(args: argparse.Namespace, model: NeuronBaseForCausalLM) -> GenerationConfig:
-    """The folder's defaults, and over them what the command line says."""
-    from nxdi.generation.hf_adapter import HuggingFaceGenerationAdapter
-
-    options: Any = HuggingFaceGenerationAdapter(model).generation_config
-    options.update(**sampling_keywords(args))
-    return cast("GenerationConfig", options)
-
-
 def _encode(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """`input_ids` and `attention_mask` [B, S], padded if there are several prompts."""
+    """`input_ids` and `attention_mask` [B, S], padded if there are several prompts.
+
+    Either side gives the same answers, and transformers warns of the right one.
+    """
     with explain_tokenizer_errors(args.model_path, "fails"):
-        encoded = tokenizer(args.prompts, padding=len(args.prompts) > 1, return_tensors="pt")
+        encoded = tokenizer(
+            args.prompts, padding=len(args.prompts) > 1, padding_side="left", return_tensors="pt"
+        )
         return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
 
-def _length_limit(
+def _generation_config(
     args: argparse.Namespace, model: NeuronBaseForCausalLM, inputs: Mapping[str, Any]
-) -> dict[str, int]:
-    """The keyword of `generate` that ends the texts: by default at the compiled length.
+) -> GenerationConfig:
+    """The folder's defaults, and over them what the command line says.
 
-    Raises: BucketError if that leaves no room for the longest prompt.
+    Without --max-new-tokens a text ends at the length the model is compiled for.
+    Raises: BucketError if a prompt and its new tokens do not fit.
     """
+    from nxdi.generation.hf_adapter import HuggingFaceGenerationAdapter
     from nxdi.tools.model_info.request import plan_request
 
-    config = model.neuron_config
+    config, new_tokens = model.neuron_config, neuron_keywords(args).get("max_new_tokens") or None
     longest = int(inputs["attention_mask"].sum(dim=1).max())
     if config.allow_input_truncation:
         longest = min(longest, config.max_context_length)
-    new_tokens = neuron_keywords(args).get("max_new_tokens")
     plan_request(model.plan, config, longest, new_tokens or 1)
-    return {"max_new_tokens": new_tokens} if new_tokens else {"max_length": config.max_length}
+    options: Any = HuggingFaceGenerationAdapter(model).generation_config
+    options.update(max_new_tokens=new_tokens, max_length=config.max_length)
+    options.update(**sampling_keywords(args))
+    return cast("GenerationConfig", options)
 
 
 def _check_accuracy(
@@ -198,13 +197,12 @@ def _generate(
     tokenizer: PreTrainedTokenizerBase,
     options: GenerationConfig,
     inputs: Mapping[str, Any],
-    limit: Mapping[str, Any],
 ) -> None:
     """Print each prompt with what follows it."""
     from nxdi.generation.hf_adapter import HuggingFaceGenerationAdapter
 
     adapter = HuggingFaceGenerationAdapter(model)
-    outputs = cast("Tensor", adapter.generate(**inputs, generation_config=options, **limit))
+    outputs = cast("Tensor", adapter.generate(**inputs, generation_config=options))
     print("Generated outputs:")
     for row, text in enumerate(tokenizer.batch_decode(outputs, skip_special_tokens=True)):
         print(f"Output {row}: {text}")

@@ -89,12 +89,22 @@ def _kernel_lines(info: ModelInfo) -> Iterator[str]:
                 given = reasons.setdefault(choice, {}).setdefault(name, [])
                 if reason not in given:
                     given.append(reason)
-    for choice, graphs in users.items():
-        where = "all graphs" if len(graphs) == len(info.graphs) else ", ".join(graphs)
-        yield f"{choice[0]}: {choice[1]} in {where}"
+    for choice, graphs in sorted(users.items()):
+        yield f"{choice[0]}: {choice[1]} in {', '.join(_shortened(graphs, info))}"
         for name, given in reasons.get(choice, {}).items():
             others = f" (and {len(given) - 1} more reasons: --json)" if len(given) > 1 else ""
             yield f"  {name} declined: {given[0]}{others}"
+
+
+def _shortened(graphs: list[str], info: ModelInfo) -> Iterator[str]:
+    """Names of graphs, with one word for all graphs or all of a phase."""
+    if len(graphs) == len(info.graphs):
+        yield "all graphs"
+        return
+    for phase in dict.fromkeys(graph.phase for graph in info.graphs):
+        of_phase = [graph.name for graph in info.graphs if graph.phase == phase]
+        used = [name for name in of_phase if name in graphs]
+        yield from [f"all {phase} graphs"] if used == of_phase else used
 
 
 def _request_lines(request: RequestInfo) -> Iterator[str]:

@@ -75,7 +75,7 @@ def _check_rules(file: Path) -> None:
         rules = list(_mappings({**data, "model": None, "added_tokens": None}))
         vocab, added = data["model"]["vocab"], data.get("added_tokens") or ()
         ids = vocab.values() if isinstance(vocab, dict) else ()  # in a list, places are the ids
-        highest = max((*ids, *(token["id"] for token in added)), default=0)
+        highest = max((0, *ids, *(token["id"] for token in added)))
     except ConfigError:
         raise
     except Exception as error:  # whatever is not where it should be

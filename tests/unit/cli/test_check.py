@@ -169,11 +169,34 @@ def test_bad_requests(
     words: str,
     folder: Path,
     byte_tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: Capture,
 ) -> None:
     byte_tokenizer.save_pretrained(folder)
+    # The reference is loaded after that, and so is what would be compiled.
+    monkeypatch.setattr(NeuronApplicationBase, "load_hf_model", lambda *_: pytest.fail("loaded"))
     assert main(["check", str(folder), "--backend", "eager", "--seq-len", "32", *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_model_that_samples_in_the_graph(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: tiny\nneuron_config: {on_device_sampling_config: {dynamic: true}}\n")
+    assert main(["check", str(folder), *EAGER, "--recipe", str(recipe)]) == 0
+    assert "3 tokens (0 ties); 3 logits (0 ties); 29 modules" in capsys.readouterr().out
+
+
+def test_an_architecture_of_ones_own_choice(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    unknown = tmp_path / "unknown"
+    unknown.mkdir()
+    (unknown / "model.safetensors").symlink_to(folder / "model.safetensors")
+    (unknown / "config.json").write_text(
+        json.dumps({**config, "architectures": ["NewForCausalLM"]})
+    )
+    assert main(["check", str(unknown), *EAGER]) == 2
+    assert "NewForCausalLM" in capsys.readouterr().err
+    assert main(["check", str(unknown), *EAGER, "--architecture", "generic"]) == 0
 
 
 def test_no_model_folder(tmp_path: Path, capsys: Capture) -> None:

@@ -95,7 +95,11 @@ assert not heavy, heavy
     subprocess.run([sys.executable, "-c", script], check=True, env=path)
 
 
-@pytest.mark.parametrize("command", ["", "compile", "generate", "chat", "cache", "convert-gguf"])
+COMMANDS = ["compile", "generate", "chat", "bench", "check", "info", "doctor", "lower", "cache"]
+COMMANDS += ["convert-gguf", "port"]
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([*command.split(), "--help"])

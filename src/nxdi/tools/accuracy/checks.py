@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,14 +53,17 @@ def check_accuracy(  # noqa: PLR0913  NxDI's keywords
             "check_accuracy(do_sample=True): drawn tokens cannot be compared; leave do_sample out"
         )
     ids, mask = _prompts(neuron_model, tokenizer, prompt, inputs).batch(_pad_token(tokenizer))
-    options = _options(neuron_model, ids, generation_config, num_tokens_to_check)
+    room = neuron_model.neuron_config.seq_len - ids.shape[1]
+    num_tokens = room if num_tokens_to_check is None else min(num_tokens_to_check, room)
+    generate = partial(
+        _generate, input_ids=ids, attention_mask=mask, config=generation_config, count=num_tokens
+    )
     scores = None
     if expected_token_ids is None:
         reference = load_reference(neuron_model) if reference is None else reference
-        made = _generate(reference, ids, mask, options)
+        made = generate(reference, output_scores=True)
         expected_token_ids, scores = made.sequences, torch.stack(made.scores)
-    options = {**options, "return_dict_in_generate": False, "output_scores": False}
-    written = _generate(HuggingFaceGenerationAdapter(neuron_model), ids, mask, options)
+    written = generate(HuggingFaceGenerationAdapter(neuron_model), output_scores=False)
     width = ids.shape[1]
     results = match_tokens(written[:, width:], expected_token_ids[:, width:], scores)
     check_results(results)
@@ -167,23 +172,25 @@ def _pad_token(tokenizer: PreTrainedTokenizerBase | None) -> int:
     return getattr(tokenizer, "pad_token_id", None) or 0
 
 
-def _options(
-    model: NeuronBaseForCausalLM,
+def _generate(
+    model: Any,
+    *,
     input_ids: Tensor,
-    generation_config: GenerationConfig | None,
-    num_tokens: int | None,
-) -> dict[str, Any]:
-    """The keywords of `generate` for both sides: one greedy text of the same length."""
-    room = model.neuron_config.seq_len - input_ids.shape[1]
-    return {
-        "generation_config": generation_config,
+    attention_mask: Tensor,
+    config: GenerationConfig | None,
+    count: int,
+    output_scores: bool,
+) -> Any:
+    """One greedy text of at most `count` new tokens."""
+    options: dict[str, Any] = {
         "do_sample": False,
-        "max_new_tokens": room if num_tokens is None else min(num_tokens, room),
-        "return_dict_in_generate": True,
-        "output_scores": True,
+        "max_new_tokens": count,
+        "return_dict_in_generate": output_scores,
+        "output_scores": output_scores,
     }
-
-
-def _generate(model: Any, ids: Tensor, mask: Tensor, options: Mapping[str, Any]) -> Any:
+    if config is not None:  # transformers wants a config or keywords, not both
+        whole: Any = copy.deepcopy(config)
+        whole.update(**options)
+        options = {"generation_config": whole}
     with torch.no_grad():
-        return model.generate(ids, attention_mask=mask, **options)
+        return model.generate(input_ids, attention_mask=attention_mask, **options)

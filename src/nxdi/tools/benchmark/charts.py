@@ -10,7 +10,7 @@ from html import escape
 import numpy as np
 
 _WIDTH, _HEIGHT = 640, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 22, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 32, 22, 40
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class _Axis:
 
 
 def histogram(values: Sequence[float], marks: dict[str, float], label: str) -> str:
-    """How often each latency occurred, with named marks at some of them. Milliseconds."""
+    """How often each latency occurred, with two named marks, in order. Milliseconds."""
     num_bins = min(40, max(5, math.isqrt(len(values))))
     x = _x_axis(min(values), max(values))
     counts, edges = np.histogram(values, num_bins, (x.low, x.high))
@@ -48,8 +48,9 @@ def histogram(values: Sequence[float], marks: dict[str, float], label: str) -> s
     ]
     lines = [
         f'<line class="mark" x1="{x(at):.1f}" x2="{x(at):.1f}" y1="{_TOP}" y2="{y(0):.1f}"/>'
-        f'<text class="mark-label" x="{x(at):.1f}" y="{_TOP - 6}">{escape(name)}</text>'
-        for name, at in marks.items()
+        f'<text class="mark-label {side}" x="{x(at) + dx:.1f}" y="{_TOP - 6}">{escape(name)}</text>'
+        # Two marks at one place have their names on either side of it.
+        for (name, at), side, dx in zip(marks.items(), ("end", "start"), (-3, 3), strict=True)
     ]
     return _svg([*_axes(x, y, "ms", "count"), *bars, *lines], label)
 

@@ -16,7 +16,7 @@ _STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e9ed; --soft: #9aa5b1; --rule: #363d45; --paper: #15181c; --fill: #6ba3ea;
     --mark: #e9955e; } }
-body { margin: 2rem auto; max-width: 46rem; padding: 0 1rem; color: var(--ink);
+body { margin: 2rem auto; max-width: 52rem; padding: 0 1rem; color: var(--ink);
   background: var(--paper); font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; margin-bottom: 0.2rem; }
 h2 { font-size: 1.1rem; margin-top: 2rem; }
@@ -26,17 +26,18 @@ figure { margin: 1rem 0; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 0.3rem 0.5rem; border-bottom: 1px solid var(--rule); }
 th:first-child, td:first-child, table.facts td { text-align: left; }
+.wide td:first-child { white-space: nowrap; }
 table.facts td { overflow-wrap: anywhere; }
 table.facts td:first-child { color: var(--soft); width: 14rem; }
 svg { width: 100%; height: auto; display: block; }
 svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
 svg .end { text-anchor: end; }
-svg .middle, svg .mark-label { text-anchor: middle; }
+svg .middle { text-anchor: middle; }
 svg .grid { stroke: var(--rule); }
 svg .bar { fill: var(--fill); }
 svg .band { fill: var(--fill); opacity: 0.25; }
 svg .line { fill: none; stroke: var(--fill); stroke-width: 1.5; }
-svg .mark { stroke: var(--mark); stroke-dasharray: 4 3; }
+svg .mark { stroke: var(--mark); stroke-width: 1.5; stroke-dasharray: 4 3; }
 svg .mark-label { fill: var(--mark); }
 """
 
@@ -54,13 +55,9 @@ def render_page(report: Report) -> str:
 
 
 def _body(report: Report, title: str) -> Iterator[str]:
-    work = report.workload
     yield f"<h1>{escape(title)}</h1>"
-    yield (
-        f'<p class="sub">{len(report.runs)} runs of {work.num_rows} prompts with '
-        f"{work.prompt_len} tokens and {work.new_tokens} new tokens each, measured at "
-        f"{escape(report.measured_at)}</p>"
-    )
+    when = escape(report.measured_at.replace("T", " ").replace("+00:00", " UTC"))
+    yield f'<p class="sub">{len(report.runs)} runs of {report.workload}, {when}</p>'
     yield "<h2>Latency and throughput</h2>"
     yield _figures_table(report)
     for stage in report.stages:

@@ -30,6 +30,8 @@ from nxdi.tools.benchmark.stages import TARGETS, Report, RunTimes, Stage, Worklo
 from nxdi.tools.machine import machine_facts
 
 REPORT_PATH = "benchmark_report.json"
+# Options in every report; others are named where they are not the default.
+_ALWAYS_NAMED = ("torch_dtype", "tp_degree", "batch_size", "seq_len", "max_context_length")
 
 
 def benchmark_sampling(
@@ -169,13 +171,13 @@ class _Generation:
 
 def _config_facts(app: NeuronBaseForCausalLM, once: _Generation) -> dict[str, str]:
     config = app.neuron_config
-    changed = {f.name: getattr(config, f.name) for f in changed_fields(config)}
+    names = dict.fromkeys([*_ALWAYS_NAMED, *(f.name for f in changed_fields(config))])
     return {
         "model": app.model_path.name,
         "architecture": type(app).__name__,
         "backend": app.backend.name,
         "decoding": "sampling" if once.options.do_sample else "greedy",
-        **{name: str(serialize.encode(value, name)) for name, value in changed.items()},
+        **{name: str(serialize.encode(getattr(config, name), name)) for name in names},
     }
 
 
@@ -184,14 +186,14 @@ def report_files(path: str | PathLike[str]) -> list[Path]:
 
     Raises: ConfigError if two of them would have the same name, or `path` is a folder.
     """
+    if Path(path).is_dir():
+        raise ConfigError(f"{path} is a folder; name a file in it, such as {REPORT_PATH}")
     files = [Path(path).with_suffix(suffix) for suffix in (Path(path).suffix, ".csv", ".html")]
     if len(set(files)) < len(files):
         raise ConfigError(
             f"{path} is where the CSV or the HTML page goes; give the JSON a name such as "
             f"{Path(path).with_suffix('.json').name}"
         )
-    if files[0].is_dir():
-        raise ConfigError(f"{path} is a folder; name a file in it, such as {REPORT_PATH}")
     return files
 
 

@@ -45,6 +45,11 @@ class Workload:
     new_tokens: int
     num_rows: int
 
+    def __str__(self) -> str:
+        prompts = "1 prompt" if self.num_rows == 1 else f"{self.num_rows} prompts"
+        each = "" if self.num_rows == 1 else " each"
+        return f"{prompts} with {self.prompt_len} tokens and {self.new_tokens} new tokens{each}"
+
 
 @dataclass(frozen=True)
 class RunTimes:

@@ -1,0 +1,93 @@
+"""`nxdi bench` on a tiny model: what it measures, writes and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nxdi.cli import main
+from nxdi.runtime.backends.eager import EagerBackend
+from tiny_models import save_tiny, tiny_hf_model
+
+Capture = pytest.CaptureFixture[str]
+OPTIONS = ["--backend", "eager", "--seq-len", "32", "--num-runs", "2"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tiny_hf_model("llama"), tmp_path_factory.mktemp("bench") / "tiny")
+
+
+def test_figures_and_files(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "deep" / "report.json"
+    assert main(["bench", str(folder), *OPTIONS, "--batch-size", "2", "--out", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "2 runs of 2 prompts with 16 tokens and 16 new tokens each"
+    names = ["p50", "p90", "p95", "p99", "p100", "mean", "tokens/s"]
+    assert lines[1].split() == ["ms", *names]
+    assert [line[:32].strip() for line in lines[2:5]] == [
+        "End to end",
+        "Prefill (time to first token)",
+        "Decode (per token)",
+    ]
+    figures = json.loads(out.read_text())["e2e_model"]
+    assert lines[2].split()[-1] == f"{figures['throughput']:.1f}"
+    files = [str(out.with_suffix(suffix)) for suffix in (".json", ".csv", ".html")]
+    assert lines[5] == f"written: {' '.join(files)}"
+    assert all(Path(file).stat().st_size for file in files)
+
+
+@pytest.mark.parametrize(
+    ("options", "lengths"),
+    [
+        ("--prompt-len 30", (30, 2)),
+        ("--new-tokens 30", (2, 30)),
+        ("--prompt-len 5 --new-tokens 3", (5, 3)),
+        ("--max-context-length 8", (8, 24)),
+        ("--target context_encode --prompt-len 32", (32, 1)),
+        ("--target token_gen --new-tokens 4", (16, 4)),
+    ],
+)
+def test_what_is_left_open_fills_the_sequence(
+    options: str, lengths: tuple[int, int], folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "r.json"
+    assert main(["bench", str(folder), *OPTIONS, *options.split(), "--out", str(out)]) == 0
+    work = json.loads(out.read_text())["workload"]
+    assert (work["prompt_len"], work["new_tokens"]) == lengths
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--prompt-len 40", "longer than seq_len=32"),
+        ("--prompt-len 20 --new-tokens 20", "longer than seq_len=32"),
+        ("--prompt-len 20 --max-context-length 8", "raise max_context_length"),
+        ("--new-tokens 1", "leaves no decode step to measure"),
+        ("--out r.csv", "give the JSON a name such as r.json"),
+        ("--out .", "is a folder; name a file in it"),
+        ("--recipe absent.yaml", "cannot read absent.yaml"),
+    ],
+)
+def test_refusals_come_before_compiling(
+    options: str,
+    message: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    monkeypatch.setattr(EagerBackend, "compile", lambda *_: pytest.fail("it compiles"))
+    monkeypatch.setenv("NXDI_CACHE_DIR", str(tmp_path))
+    assert main(["bench", str(folder), *OPTIONS, *options.split()]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--num-runs", "--prompt-len", "--new-tokens"])
+def test_a_number_out_of_range(option: str, folder: Path, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", str(folder), option, "0"])
+    assert stop.value.code == 2
+    assert "is out of range: at least 1" in capsys.readouterr().err
