@@ -1,0 +1,99 @@
+"""The next token of each request of a batch: sampled by the graph, or on the host from its logits.
+
+A random number depends on the seed of the request and the position of the token only, so neither
+the batch nor a preemption changes a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from nxdi.config import NeuronConfig
+from nxdi.errors import UnsupportedError
+from nxdi.generation.requests import Logprobs, Request, RequestOptions
+from nxdi.graph.sampling_inputs import uniform_for
+from nxdi.models.causal_lm import CausalLMOutput
+from nxdi.modules.sampling import DynamicSampler
+
+_REMEDY = "compile with output_logits=True, or with on_device_sampling_config=None"
+
+
+class TokenChoice(Protocol):
+    """Where tokens are chosen; `inputs` are what it adds to a call of the model."""
+
+    def inputs(self, requests: Sequence[Request]) -> dict[str, Any]: ...
+    def token(self, request: Request, output: CausalLMOutput, row: int) -> int: ...
+
+
+class GraphChoice:
+    """The graph has chosen."""
+
+    def __init__(self, samples: bool) -> None:
+        self._samples = samples
+
+    def inputs(self, requests: Sequence[Request]) -> dict[str, Any]:
+        if not self._samples:
+            return {}
+        params = [request.options.sampling_params for request in requests]
+        return {
+            "sampling_params": torch.tensor(params, dtype=torch.float32),
+            "seeds": [request.seed for request in requests],
+        }
+
+    def token(self, request: Request, output: CausalLMOutput, row: int) -> int:
+        assert output.tokens is not None
+        return int(output.tokens[row])
+
+
+class HostChoice:
+    """The sampler that graphs use, run on the host."""
+
+    def inputs(self, requests: Sequence[Request]) -> dict[str, Any]:
+        return {}
+
+    def token(self, request: Request, output: CausalLMOutput, row: int) -> int:
+        assert output.logits is not None
+        logits = output.logits[row]
+        if not request.options.do_sample:
+            return int(logits.argmax())
+        params = torch.tensor([request.options.sampling_params])
+        position = torch.tensor([len(request.tokens) - 1])
+        return int(DynamicSampler()(logits, params, uniform_for([request.seed], position)))
+
+
+def make_token_choice(config: NeuronConfig) -> TokenChoice:
+    """The graph where it can sample or has no logits to sample from, else the host."""
+    on_device = config.on_device_sampling_config
+    if on_device is None:
+        return HostChoice()
+    samples = on_device.do_sample or on_device.dynamic
+    return GraphChoice(samples) if samples or not config.output_logits else HostChoice()
+
+
+def check_can_choose(config: NeuronConfig, options: RequestOptions) -> None:
+    """Raises: UnsupportedError for what needs logits where the graphs return none."""
+    on_device = config.on_device_sampling_config
+    if on_device is None or config.output_logits:
+        return
+    if options.logprobs is not None:
+        raise UnsupportedError(
+            f"logprobs={options.logprobs} needs logits, and the graphs return tokens only; "
+            f"{_REMEDY}"
+        )
+    if options.do_sample and not (on_device.do_sample or on_device.dynamic):
+        raise UnsupportedError(
+            "do_sample=True, but the graphs were compiled greedy and return tokens only; "
+            f"{_REMEDY}, or with OnDeviceSamplingConfig(dynamic=True)"
+        )
+
+
+def logprobs_of(logits: Tensor, token: int, num_top: int) -> Logprobs:
+    """What to report of one token; logits [1, vocab_size]."""
+    values = torch.log_softmax(logits[0].float(), dim=-1)
+    top = values.topk(min(num_top, len(values)))
+    likeliest = dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+    return Logprobs(float(values[token]), likeliest)
