@@ -1,12 +1,16 @@
-"""What all tests share: deterministic property tests, and a cache folder of their own."""
+"""What all tests share: deterministic property tests, a cache folder of their own, a tokenizer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 settings.register_profile(
     "nxdi",
@@ -21,6 +25,8 @@ settings.load_profile("nxdi")
 # where cores are shared.
 torch.set_num_threads(1)
 
+TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -28,3 +34,18 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NXDI_CACHE_DIR", str(tmp_path_factory.mktemp("nxdi-cache")))
         yield
+
+
+@pytest.fixture
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte, 256 in all, and a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    make: Any = PreTrainedTokenizerFast  # its constructor has no types
+    tokenizer: PreTrainedTokenizerFast = make(tokenizer_object=backend, chat_template=TEMPLATE)
+    return tokenizer

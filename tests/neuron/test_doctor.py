@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 
 from neuron.nxd_double import VERSIONS, Double
@@ -9,11 +11,12 @@ from nxdi.cli import main
 from nxdi.runtime.backends.neuron import probe
 from nxdi.runtime.backends.neuron.run import NeuronRanks
 from nxdi.tools.doctor import self_check
-from nxdi.tools.doctor.findings import Verdict
+from nxdi.tools.doctor.findings import Section, Verdict
 from nxdi.tools.doctor.hardware import check_backend
 from nxdi.tools.doctor.neuron import check_devices, check_sdk
 from nxdi.tools.doctor.tiny_models import MODELS
 
+EXAMINE = importlib.import_module("nxdi.tools.doctor.examine")  # not the function
 SOME = ("LlamaForCausalLM", "Gemma3ForCausalLM")
 
 
@@ -65,6 +68,7 @@ def test_the_report_names_a_model_that_does_not_compile(
     device: Double, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(self_check, "MODELS", SOME[1:])
+    monkeypatch.setattr(EXAMINE, "software_section", lambda: Section("software", ()))
     device.failing = "[NCC_EVRF009] out of memory"
     assert main(["doctor"]) == 1
     report = capsys.readouterr().out

@@ -127,7 +127,7 @@ def test_a_model_built_without_memory_has_real_tables() -> None:
     [
         ({"rope_type": "spiral"}, r"rope type 'spiral' is not known; known are \['default', 'lin"),
         ({}, "rope type None is not known"),
-        ({"rope_type": "linear"}, "rope_scaling needs a positive factor, not None"),
+        ({"rope_type": "linear"}, "RoPE needs a positive factor, not None"),
         ({"rope_type": "linear", "factor": 0}, "needs a positive factor, not 0"),
         ({"rope_type": "linear", "factor": True}, "needs a positive factor, not True"),
         ({"rope_type": "linear", "factor": "4"}, "needs a positive factor, not '4'"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from nxdi.config import InferenceConfig
+from nxdi.errors import ConfigError
 from nxdi.models.llama.modeling_llama import LlamaInferenceConfig
 from nxdi.models.model_base import NeuronBaseForCausalLM, NeuronBaseModel
 from nxdi.modules.attention import NeuronAttentionBase
@@ -25,6 +26,14 @@ class SmolLM3InferenceConfig(LlamaInferenceConfig):
     def get_required_attributes(self) -> list[str]:
         own = ["no_rope_layers", "layer_types", "sliding_window"]
         return [*super().get_required_attributes(), *own]
+
+    def validate_config(self) -> None:
+        super().validate_config()
+        if len(self.no_rope_layers) != self.num_hidden_layers:
+            raise ConfigError(
+                f"no_rope_layers has {len(self.no_rope_layers)} entries, num_hidden_layers="
+                f"{self.num_hidden_layers}; give one entry per layer"
+            )
 
 
 class NeuronSmolLM3Attention(NeuronAttentionBase):

@@ -63,8 +63,7 @@ def device_target() -> str:
     """
     if not neuron_devices():
         raise ConfigError(
-            "there is no Neuron device here to compile for; give target, one of "
-            f"{', '.join(TARGETS)}"
+            f"no Neuron device here to compile for; give target, one of {', '.join(TARGETS)}"
         )
     find_sdk()
     from torch_neuronx.utils import get_platform_target
