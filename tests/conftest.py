@@ -37,6 +37,15 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Compiled code is made for a number of threads; for one, parallel loops are left out."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """One token per byte, 256 in all, and a chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers

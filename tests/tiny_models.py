@@ -53,6 +53,18 @@ from nxdi.models.registry import class_for_folder
 
 VOCAB_SIZE = 97
 
+# Compiling takes seconds for each distinct piece. Tests that compile a model do it in these shapes
+# and with the fixture `two_threads`, and so share the pieces through the cache.
+COMPILED: dict[str, Any] = {
+    "backend": "cpu",
+    "batch_size": 3,
+    "seq_len": 128,
+    "max_context_length": 32,
+    "enable_bucketing": True,
+    "context_encoding_buckets": [32],
+    "token_generation_buckets": [128],
+}
+
 _SHAPE: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 64,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from nxdi import ConfigError, UnsupportedError, WeightError
+from tiny_models import save_tiny, tiny_hf_model
 from untrusted import (
     Kinds,
     Spoil,
@@ -177,3 +178,58 @@ CONFIGS: Kinds = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_malformed_config(folder: Path, name: str) -> None:
     check_refused(folder, open_model, CONFIGS[name])
+
+
+# What Llama does not have: a family, and changes of its config.
+PARTICULAR: dict[str, tuple[str, Spoil, str]] = {
+    "no rope base": ("mistral", rope(rope_type="default", rope_theta=None), "rope_theta, not None"),
+    "no rope base of one kind": (
+        "gemma3",
+        config(
+            rope_parameters={
+                "full_attention": {"rope_type": "default", "rope_theta": None},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            }
+        ),
+        "rope_theta, not None",
+    ),
+    "one token of rope": (
+        "phi3",
+        config(
+            original_max_position_embeddings=1,
+            rope_scaling={
+                "type": "longrope",
+                **dict.fromkeys(("short_factor", "long_factor"), [1.0] * 8),
+            },
+        ),
+        "original_max_position_embeddings=1",
+    ),
+    "rope of fewer layers": (
+        "smollm3",
+        config(no_rope_layers=[1]),
+        "no_rope_layers has 1 entries, num_hidden_layers=2",
+    ),
+    "rope of layers in text": ("smollm3", config(no_rope_layers="10"), "no_rope_layers"),
+    "more heads than features": ("gpt2", config(n_head=112), "head_dim=0"),
+    "absurdly wide": ("gpt2", config(n_inner=10**30), "'n_inner'=10+ must be an integer from 1 to"),
+    "a norm in text": ("gpt2", config(layer_norm_epsilon="small"), "layer_norm_epsilon"),
+    "a scale of 0": (
+        "gemma2",
+        config(query_pre_attn_scalar=0),
+        "'query_pre_attn_scalar'=0 must be a number from 1e-06",
+    ),
+    "a cap of 0": ("gemma2", config(final_logit_softcapping=0.0), "final_logit_softcapping"),
+    "a multiplier beyond all": (
+        "granite",
+        config(embedding_multiplier=10**30),
+        "'embedding_multiplier'=10+ must be a number from .* to 1e.18",
+    ),
+    "a divisor of 0": ("granite", config(logits_scaling=0), "'logits_scaling'=0 must be"),
+}
+
+
+@pytest.mark.parametrize("name", PARTICULAR)
+def test_a_malformed_config_of_another_family(tmp_path: Path, name: str) -> None:
+    family, spoil, says = PARTICULAR[name]
+    folder = save_tiny(tiny_hf_model(family), tmp_path / family)
+    check_refused(folder, open_model, (spoil, ConfigError, says))

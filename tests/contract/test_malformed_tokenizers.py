@@ -117,6 +117,11 @@ TOKENIZERS: Kinds = {
         ConfigError,
         "tokenizer.json: token id 2147483648 is more than 16777216",
     ),
+    "a token without an id": (
+        tokenizer(model={"type": "BPE", "vocab": {"a": None}, "merges": []}, added_tokens=[]),
+        ConfigError,
+        CANNOT,
+    ),
     "rules that double a text": (
         tokenizer(normalizer={"type": "Sequence", "normalizers": [DOUBLE] * 40}),
         ConfigError,

@@ -30,7 +30,7 @@ from nxdi.parallel_layers.groups import SimulatedWorld, acting_as
 from nxdi.runtime.backends.cpu.pieces import Piece, example_arguments, plan_parts
 from nxdi.tools.lowering.lint import find_divergences
 from nxdi.types import Phase
-from tiny_models import FAMILIES, load_app, make_app, save_tiny, tiny_hf_model
+from tiny_models import COMPILED, FAMILIES, load_app, make_app, save_tiny, tiny_hf_model
 from tolerances import CACHE_FP32
 
 # Two kinds of layers where a family has them, and windows shorter than the sequences here.
@@ -291,16 +291,8 @@ def test_the_rules_can_fail(
         check(exported)
 
 
-# A real step changes the expected places of each cache, and no others. The shapes are those of the
-# golden tests of compiled graphs, which share the compiled pieces.
-COMPILED: dict[str, Any] = {
-    "seq_len": 128,
-    "max_context_length": 32,
-    "batch_size": 3,
-    "enable_bucketing": True,
-    "context_encoding_buckets": [32],
-    "token_generation_buckets": [128],
-}
+# A real step changes the expected places of each cache, and no others.
+
 MODELS = {"qwen2": 1, "mistral": 2}  # family -> tp_degree: a plain cache, and a rolling one
 WINDOW = 24
 MARK = 9.0
@@ -336,6 +328,7 @@ def places_written(
     return found[0]
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("backend", ["eager", "cpu"])
 @pytest.mark.parametrize("family", MODELS)
 def test_a_step_changes_the_places_of_its_tokens(
@@ -356,6 +349,7 @@ def test_a_step_changes_the_places_of_its_tokens(
     assert got == {(1, 30 % modulus), (0, scratch), (2, scratch)}
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("family", MODELS)
 def test_compiled_and_eager_steps_leave_the_same_caches(
     loaded: Callable[..., NeuronBaseForCausalLM], family: str

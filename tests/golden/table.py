@@ -207,7 +207,8 @@ VARIANTS = (
 )
 BY_NAME = {variant.name: variant for variant in VARIANTS}
 
-# Every variant runs eagerly at these degrees, at every bucket edge, padded left and right.
+# Every variant runs eagerly at these degrees, at every bucket edge, padded left and right; some
+# among the slow tests.
 TP_DEGREES = (1, 2, 4)
 # (variant, tp degree) of further eager runs.
 WIDE = (("llama", 8), ("llama-71-heads", 8))

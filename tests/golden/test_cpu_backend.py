@@ -10,31 +10,23 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 
 from golden import table
-from golden.parity import BUCKETS, Reference, check_generate, check_prefill, load
+from golden.parity import Reference, check_generate, check_prefill, load
 from golden.table import BY_NAME
 from nxdi.graph.plan import GraphSpec
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.models.llama.modeling_llama import NeuronLlamaForCausalLM, NeuronLlamaModel
-from tiny_models import make_app
+from tiny_models import COMPILED, make_app
 
 Get = Callable[[str], Reference]
 
-ONE_GRAPH_EACH: dict[str, Any] = {
-    "backend": "cpu",
-    "seq_len": 128,
-    "max_context_length": 32,
-    "context_encoding_buckets": [32],
-    "token_generation_buckets": [128],
-}
 LENGTHS = [32, 17, 1]
 RELOAD = """
 import json, sys
@@ -49,14 +41,7 @@ print(tokens[0, -num_new:].tolist())
 """
 
 
-@pytest.fixture(autouse=True)
-def _two_threads() -> Iterator[None]:
-    """Compiled code is made for a number of threads; for one, parallel loops are left out."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 CASES = [*table.CPU, *(pytest.param(*case, marks=pytest.mark.slow) for case in table.CPU_SLOW)]
 
@@ -64,15 +49,14 @@ CASES = [*table.CPU, *(pytest.param(*case, marks=pytest.mark.slow) for case in t
 @pytest.mark.parametrize(("name", "tp_degree"), CASES)
 def test_compiled_graphs(name: str, tp_degree: int, reference_of: Get) -> None:
     reference = reference_of(name)
-    app = load(reference, tp_degree, **ONE_GRAPH_EACH)
+    app = load(reference, tp_degree, **COMPILED)
     check_prefill(app, reference, [31, 32, 15], "right")
     check_generate(app, reference, LENGTHS, "left")
 
 
 def make(reference: Reference, **options: Any) -> NeuronBaseForCausalLM:
     """The model of the compiled cases, to be compiled elsewhere."""
-    options = {**BUCKETS, **ONE_GRAPH_EACH, "batch_size": 3, **options}
-    return make_app(reference.folder, torch_dtype=reference.dtype, **options)
+    return make_app(reference.folder, torch_dtype=reference.dtype, **{**COMPILED, **options})
 
 
 def test_a_new_process_reloads_what_another_compiled(reference_of: Get, tmp_path: Path) -> None:

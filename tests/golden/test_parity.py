@@ -37,7 +37,14 @@ MODES = {
 }
 
 
-EVERYWHERE = [(v.name, tp) for v in table.VARIANTS for tp in table.TP_DEGREES]
+def case(variant: table.Variant, tp_degree: int) -> Any:
+    """Each family, and each other number of heads, at every degree; other variants always at 2."""
+    differs = variant.name == variant.family or "num_attention_heads" in variant.overrides
+    marks = () if differs or tp_degree == 2 else pytest.mark.slow
+    return pytest.param(variant.name, tp_degree, marks=marks)
+
+
+EVERYWHERE = [case(variant, tp) for variant in table.VARIANTS for tp in table.TP_DEGREES]
 
 
 @pytest.mark.parametrize(("name", "tp_degree"), [*EVERYWHERE, *table.WIDE])

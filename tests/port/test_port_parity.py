@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -176,16 +176,7 @@ ONE_GRAPH_EACH: dict[str, Any] = {
 COMPILED = ["neox", *(pytest.param(n, marks=pytest.mark.slow) for n in ("stablelm", "smollm3"))]
 
 
-@pytest.fixture
-def _two_threads() -> Iterator[None]:
-    """Compiled code is made for a number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("_two_threads")
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled(name: str, reference_of: Get) -> None:
     reference = reference_of(name)

@@ -18,9 +18,7 @@ REST = re.compile(r"^( *from )nxdi\b", re.MULTILINE)
 
 
 def as_its_owner_has_it(text: str) -> str:
-    return REST.sub(
-        r"\1neuronx_distributed_inference", LAYERS.sub(r"\1neuronx_distributed", text)
-    )
+    return REST.sub(r"\1neuronx_distributed_inference", LAYERS.sub(r"\1neuronx_distributed", text))
 
 
 def test_every_port_is_here() -> None:

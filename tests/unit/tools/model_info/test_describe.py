@@ -15,7 +15,7 @@ from nxdi.errors import BucketError
 from nxdi.runtime.backends.cpu.backend import CpuRank
 from nxdi.runtime.backends.eager import EagerRank
 from nxdi.tools.model_info import ModelInfo, describe_model
-from tiny_models import FAMILIES, load_app, make_app, save_tiny, tiny_hf_model
+from tiny_models import COMPILED, FAMILIES, load_app, make_app, save_tiny, tiny_hf_model
 
 ODD: dict[str, Any] = {  # heads, vocabulary and sizes that divide by no number of ranks
     "hidden_size": 60,
@@ -67,9 +67,10 @@ def test_memory_of_each_family(family: str, tp_degree: int, tmp_path: Path) -> N
     check_memory(save(tmp_path, family), tp_degree=tp_degree)
 
 
-@pytest.mark.parametrize("tp_degree", [1, 2])
-def test_memory_of_compiled_graphs(tp_degree: int, tmp_path: Path) -> None:
-    info = check_memory(save(tmp_path, "llama"), backend="cpu", tp_degree=tp_degree)
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(("family", "tp_degree"), [("qwen2", 1), ("mistral", 2)])
+def test_memory_of_compiled_graphs(family: str, tp_degree: int, tmp_path: Path) -> None:
+    info = check_memory(save(tmp_path, family), **COMPILED, tp_degree=tp_degree)
     assert info.backend == "cpu"
     assert len(info.weight_bytes) == tp_degree
 
