@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,11 @@ TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor 
 @pytest.fixture(scope="session", autouse=True)
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Compiled pieces are shared by the tests of one run and never touch the user's cache."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # that of all workers of the run
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NXDI_CACHE_DIR", str(tmp_path_factory.mktemp("nxdi-cache")))
+        patch.setenv("NXDI_CACHE_DIR", str(folder / "nxdi-cache"))
         yield
 
 

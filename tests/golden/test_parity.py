@@ -53,11 +53,18 @@ def test_every_variant_at_every_bucket_edge(name: str, tp_degree: int, reference
     check_all_buckets(load(reference, tp_degree), reference)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("tp_degree", [2, 4])
+@pytest.mark.parametrize(
+    ("mode", "tp_degree"),
+    [
+        *(("sequence-parallel", 2), ("vocab-parallel", 2), ("both", 4)),
+        pytest.param("sequence-parallel", 4, marks=pytest.mark.slow),
+        pytest.param("vocab-parallel", 4, marks=pytest.mark.slow),
+        pytest.param("both", 2, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("name", table.MODES)
 def test_other_ways_to_spread_a_model(
-    name: str, tp_degree: int, mode: str, reference_of: Get
+    name: str, mode: str, tp_degree: int, reference_of: Get
 ) -> None:
     reference = reference_of(name)
     app = load(reference, tp_degree, **MODES[mode])

@@ -59,7 +59,7 @@ def test_ranks_compute_what_one_module_computes(tp_degree: int) -> None:
     validate_accuracy(built, [(X,), (2 * X,)], cpu_callable=whole, assert_close_kwargs=CLOSE)
 
 
-@pytest.mark.parametrize("tp_degree", [1, 2])
+@pytest.mark.parametrize("tp_degree", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_compiled_module(tp_degree: int) -> None:
     built = build_module(Mlp, [(X,)], tp_degree=tp_degree, backend="cpu")
     whole = twin(lambda: Mlp(False))
