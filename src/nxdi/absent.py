@@ -40,7 +40,6 @@ def _planned(what: str) -> str:
 # Below `nxdi.`: a module (with everything in it) or one name of a module -> what to do instead.
 ABSENT = {
     # models
-    "models.config.ChunkedPrefillConfig": _planned("chunked prefill"),
     "models.config.FusedSpecNeuronConfig": _planned("speculation"),
     "models.config.HybridShardingConfig": _planned("mixture of experts"),
     "models.config.KVQuantizationConfig": _planned("quantized caches"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nxdi.config.chunked_prefill import ChunkedPrefillConfig
 from nxdi.config.from_hf import load_pretrained_config, to_pretrained_config
 from nxdi.config.inference import InferenceConfig
 from nxdi.config.keywords import to_torch_dtype
@@ -11,6 +12,7 @@ from nxdi.config.sampling import OnDeviceSamplingConfig
 
 __all__ = [
     "OPTIONS",
+    "ChunkedPrefillConfig",
     "InferenceConfig",
     "NeuronConfig",
     "OnDeviceSamplingConfig",

@@ -64,7 +64,9 @@ _SUPPORTED = """
     enable_bucketing context_encoding_buckets token_generation_buckets
     token_generation_batches torch_dtype overrides_torch_dtype output_logits
     on_device_sampling_config tp_degree sequence_parallel_enabled vocab_parallel
-    save_sharded_checkpoint skip_warmup attn_cls world_size start_rank_id local_ranks_size
+    is_continuous_batching is_block_kv_layout pa_num_blocks pa_block_size is_prefix_caching
+    chunked_prefill_config windowed_context_encoding_size save_sharded_checkpoint skip_warmup
+    attn_cls world_size start_rank_id local_ranks_size
 """
 
 _NO_OPS = {
@@ -113,9 +115,6 @@ _DEVICE = """
 _DEVICE_REASON = "it tells the Neuron compiler what the device is and how to compile for it"
 
 _REFUSALS: dict[tuple[str, str], str] = {
-    ("continuous batching is not part of this release", "use static batches of batch_size rows"): (
-        "is_continuous_batching"
-    ),
     ("speculation is not part of this release", "leave it out: greedy tokens are the same"): """
         speculation_length spec_batch_size enable_fused_speculation enable_eagle_speculation
         eagle_rolling_buffer_kernel_enabled is_eagle3 is_eagle_draft
@@ -132,16 +131,10 @@ _REFUSALS: dict[tuple[str, str], str] = {
     ("a quantized KV cache is not part of this release", "leave it out"): """
         kv_cache_quant kv_quant_config
     """,
-    ("a paged KV cache is not part of this release", "leave it out: the cache is contiguous"): """
-        is_block_kv_layout pa_num_blocks pa_block_size
-    """,
-    ("prefix caching is not part of this release", "leave it out: prompts are computed whole"): """
-        is_prefix_caching prefix_buckets
-    """,
     (
-        "prefill in pieces is not part of this release",
-        "leave it out and set max_context_length to the longest prompt",
-    ): "chunked_prefill_config windowed_context_encoding_size",
+        "prefill over a prefix has a graph for every pair of a prompt and a sequence bucket",
+        "set context_encoding_buckets and token_generation_buckets",
+    ): "prefix_buckets",
     ("LoRA serving is not part of this release", "merge the adapter into the checkpoint"): (
         "lora_config"
     ),

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from nxdi.config.chunked_prefill import ChunkedPrefillConfig
 from nxdi.config.keywords import KeywordConfig, derived, to_torch_dtype
 from nxdi.config.legacy import check_options
 from nxdi.config.sampling import OnDeviceSamplingConfig
@@ -110,10 +111,12 @@ class NeuronConfig(KeywordConfig):
 
     # Cache layout.
     is_block_kv_layout: bool = False
-    pa_num_blocks: int = derived(lambda c: c.batch_size)
     pa_block_size: int = derived(lambda c: c.seq_len)
+    pa_num_blocks: int = derived(
+        lambda c: c.max_batch_size * -(-c.max_length // max(c.pa_block_size, 1))
+    )
     is_prefix_caching: bool = False
-    chunked_prefill_config: Any = None
+    chunked_prefill_config: Any = None  # a ChunkedPrefillConfig, or a dictionary of its options
     kv_cache_quant: bool = False
     kv_quant_config: Any = None
     disable_kv_cache_tiling: bool = False
@@ -219,6 +222,8 @@ class NeuronConfig(KeywordConfig):
             self.on_device_sampling_config = OnDeviceSamplingConfig(
                 **self.on_device_sampling_config
             )
+        if isinstance(self.chunked_prefill_config, dict):
+            self.chunked_prefill_config = ChunkedPrefillConfig(**self.chunked_prefill_config)
         if self.on_cpu and self.backend == "auto":
             self.backend = "cpu"
         check_options(self)
@@ -231,6 +236,26 @@ class NeuronConfig(KeywordConfig):
         On a CPU 16-bit weights stay 16-bit in memory; activations and caches are float32.
         """
         return self.torch_dtype if self.backend.startswith("neuron") else torch.float32
+
+    @property
+    def piece_len(self) -> int:
+        """Tokens of the longest step that a prompt takes; longer prompts come in pieces."""
+        return self.windowed_context_encoding_size or self.max_context_length
+
+    @property
+    def longest_prompt(self) -> int:
+        """In tokens: with chunked_prefill_config, `max_context_length` is only that of a piece."""
+        is_cut = self.chunked_prefill_config is not None
+        return self.max_length if is_cut else self.max_context_length
+
+    @property
+    def extends_prompts(self) -> bool:
+        """Whether there are graphs that add several tokens to a row with a past."""
+        return (
+            self.is_prefix_caching
+            or self.chunked_prefill_config is not None
+            or self.windowed_context_encoding_size is not None
+        )
 
     @property
     def on_device_sampling(self) -> bool:

@@ -43,6 +43,8 @@ def validate(config: NeuronConfig) -> None:
             raise ConfigError(f"{name}={getattr(config, name)} must be at least 1")
     _validate_lengths(config)
     _validate_batches(config)
+    _validate_blocks(config)
+    _validate_pieces(config)
     _validate_buckets(config)
     _validate_ranks(config)
 
@@ -104,6 +106,36 @@ def _validate_batches(config: NeuronConfig) -> None:
             f"kv_cache_batch_size={config.kv_cache_batch_size} differs from max_batch_size="
             f"{config.max_batch_size}; the cache has one row per row of the batch: give only "
             "max_batch_size"
+        )
+
+
+def _validate_blocks(config: NeuronConfig) -> None:
+    if config.is_prefix_caching and not config.is_block_kv_layout:
+        raise ConfigError("is_prefix_caching=True shares blocks; set is_block_kv_layout=True")
+    size, num_blocks = config.pa_block_size, config.pa_num_blocks
+    if not config.is_block_kv_layout:
+        return
+    if size < 1 or size > config.max_length:
+        raise ConfigError(
+            f"pa_block_size={size} is not between 1 and max_length={config.max_length} (tokens)"
+        )
+    if num_blocks * size < config.max_length:
+        raise ConfigError(
+            f"pa_num_blocks={num_blocks} of pa_block_size={size} do not hold one sequence of "
+            f"max_length={config.max_length}; use {-(-config.max_length // size)} or more"
+        )
+
+
+def _validate_pieces(config: NeuronConfig) -> None:
+    window, longest = config.windowed_context_encoding_size, config.max_context_length
+    if window is not None and not 1 <= window <= longest:
+        raise ConfigError(
+            f"windowed_context_encoding_size={window} is not between 1 and max_context_length="
+            f"{longest}; prompts are cut into pieces of that many tokens"
+        )
+    if config.chunked_prefill_config is not None and window is not None:
+        raise ConfigError(
+            "chunked_prefill_config and windowed_context_encoding_size both cut prompts; give one"
         )
 
 

@@ -189,7 +189,7 @@ class HuggingFaceGenerationAdapter(_GenerationMixin):  # type: ignore[misc]  # s
             )
         prompt_len = int(mask.sum(dim=1).max())
         if self.neuron_config.allow_input_truncation:
-            prompt_len = min(prompt_len, self.neuron_config.max_context_length)
+            prompt_len = min(prompt_len, self.neuron_config.longest_prompt)
         check_capacity(self.neuron_config, prompt_len, int(generation_config.max_length) - width)
 
     def _prepare_cache_for_generation(self, *args: Any, **kwargs: Any) -> None:

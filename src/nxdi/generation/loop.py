@@ -60,7 +60,7 @@ def decode_loop(
     """
     unfinished = torch.ones(len(attention_mask), dtype=torch.bool)
     # A prompt that was cut (allow_input_truncation) continues where it was cut.
-    lengths = attention_mask.sum(dim=1).clamp(max=model.neuron_config.max_context_length)
+    lengths = attention_mask.sum(dim=1).clamp(max=model.neuron_config.longest_prompt)
     output = model(done.input_ids, attention_mask=attention_mask, **chooser.inputs)
     while True:
         chosen = chooser.choose(done.input_ids, output)

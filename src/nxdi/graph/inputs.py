@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # Symbolic dimensions an input may have; a number is itself.
-BATCH, TOKENS = "batch", "tokens"
+BATCH, TOKENS, BLOCKS = "batch", "tokens", "blocks"
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One named graph input: dims are symbolic ("batch", "tokens") or fixed, `fill` pads it."""
+    """One named graph input: dims are symbolic or fixed, `fill` pads it."""
 
     name: str
     dims: tuple[str | int, ...]
     dtype: str
     fill: float
 
-    def shape(self, batch_size: int, num_tokens: int) -> tuple[int, ...]:
-        sizes = {BATCH: batch_size, TOKENS: num_tokens}
+    def shape(self, batch_size: int, num_tokens: int, num_blocks: int = 0) -> tuple[int, ...]:
+        sizes = {BATCH: batch_size, TOKENS: num_tokens, BLOCKS: num_blocks}
         return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in self.dims)
 
 
@@ -26,6 +26,8 @@ INPUT_IDS = InputSpec("input_ids", (BATCH, TOKENS), "int32", 0)
 # -1 marks padding: it is never attended to and never written to a cache slot that anything reads.
 POSITION_IDS = InputSpec("position_ids", (BATCH, TOKENS), "int32", -1)
 SEQ_IDS = InputSpec("seq_ids", (BATCH,), "int32", 0)
+# The blocks of a paged cache that hold a row's tokens, in order; -1 = none.
+BLOCK_TABLE = InputSpec("block_table", (BATCH, BLOCKS), "int32", -1)
 # Columns: top_k (<= 0: no limit), top_p, temperature (0: greedy). NxDI's order.
 SAMPLING_PARAMS = InputSpec("sampling_params", (BATCH, 3), "float32", 1)
 # One number in [0, 1) per row, drawn on the host from the row's own seed: graphs hold no random

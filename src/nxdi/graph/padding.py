@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -18,13 +18,14 @@ class StepBatch:
     """One step as the caller sees it, rows in any order.
 
     Shapes: input_ids, position_ids [R, S] (position -1 = padding, only on the right); seq_ids [R]:
-    the cache row of each batch row; extras: further declared inputs by name, [R, ...].
+    the cache row of each batch row, None where the cache has no rows but blocks; extras: further
+    declared inputs by name, [R, ...].
     """
 
     phase: Phase
     input_ids: Tensor
     position_ids: Tensor
-    seq_ids: Tensor
+    seq_ids: Tensor | None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -33,29 +34,49 @@ class StepBatch:
 
     @property
     def length(self) -> int:
-        """Tokens this step needs a bucket for: new tokens in prefill, attended slots in decode."""
-        if self.phase is Phase.PREFILL:
-            return int((self.position_ids >= 0).sum(dim=1).max())
-        return int(self.position_ids.max()) + 1
+        """Tokens this step needs a bucket for: attended slots in decode, else new tokens."""
+        if self.phase is Phase.DECODE:
+            return int(self.position_ids.max()) + 1
+        return int((self.position_ids >= 0).sum(dim=1).max())
 
-    def rows(self, start: int, stop: int) -> StepBatch:
-        """The rows from `start` to `stop` as a batch of their own."""
+    @property
+    def context(self) -> int:
+        """Positions that rows see, for a step that extends them; else 0."""
+        return int(self.position_ids.max()) + 1 if self.phase is Phase.EXTEND else 0
+
+    def rows(self, rows: slice | Tensor) -> StepBatch:
+        """Some of the rows as a batch of their own."""
         return StepBatch(
             self.phase,
-            self.input_ids[start:stop],
-            self.position_ids[start:stop],
-            self.seq_ids[start:stop],
-            {name: value[start:stop] for name, value in self.extras.items()},
+            self.input_ids[rows],
+            self.position_ids[rows],
+            None if self.seq_ids is None else self.seq_ids[rows],
+            {name: value[rows] for name, value in self.extras.items()},
         )
+
+    def pieces(self, longest: int) -> Iterator[tuple[Tensor, StepBatch]]:
+        """The step in steps of at most `longest` tokens per row, and which rows [n] each has.
+
+        The first is of this phase, those after it extend its rows.
+        """
+        for start in range(0, self.input_ids.shape[1], longest):
+            columns = slice(start, start + longest)
+            rows = (self.position_ids[:, start] >= 0).nonzero().flatten()
+            part = self.rows(rows)
+            part.input_ids, part.position_ids = (
+                x[:, columns] for x in (part.input_ids, part.position_ids)
+            )
+            part.phase = self.phase if start == 0 else Phase.EXTEND
+            yield rows, part
 
 
 def graph_rows(batch: StepBatch) -> Tensor:
     """The graph row of each batch row.
 
-    Prefill rows keep their order and carry their cache row in `seq_ids`. In decode, graph row r
-    *is* cache row r, so that the cache is read in place instead of being gathered.
+    Rows keep their order and carry their cache row in `seq_ids`, or their blocks. But in decode
+    graph row r *is* cache row r, so that the cache is read in place instead of being gathered.
     """
-    if batch.phase is Phase.DECODE:
+    if batch.phase is Phase.DECODE and batch.seq_ids is not None:
         return batch.seq_ids.long()
     return torch.arange(batch.num_rows)
 
@@ -67,12 +88,9 @@ def num_graph_rows(batch: StepBatch) -> int:
 
 def only_padding(spec: GraphSpec) -> dict[str, Tensor]:
     """Inputs of `spec` without any row, by name."""
+    shapes = spec.input_shapes()
     return {
-        item.name: torch.full(
-            item.shape(spec.batch_size, spec.num_tokens),
-            item.fill,
-            dtype=getattr(torch, item.dtype),
-        )
+        item.name: torch.full(shapes[item.name], item.fill, dtype=getattr(torch, item.dtype))
         for item in spec.inputs
     }
 
@@ -85,12 +103,12 @@ def pad_step(batch: StepBatch, spec: GraphSpec) -> dict[str, Tensor]:
     given = {
         "input_ids": batch.input_ids,
         "position_ids": batch.position_ids,
-        "seq_ids": batch.seq_ids,
+        **({} if batch.seq_ids is None else {"seq_ids": batch.seq_ids}),
         **batch.extras,
     }
     rows = graph_rows(batch)
     padded = only_padding(spec)
-    if batch.phase is Phase.DECODE:
+    if batch.phase is Phase.DECODE and "seq_ids" in padded:
         padded["seq_ids"] = torch.arange(spec.batch_size, dtype=torch.int32)
     for name, target in padded.items():
         if name not in given:

@@ -9,7 +9,15 @@ from typing import Any
 from nxdi.config import NeuronConfig
 from nxdi.errors import BucketError, ConfigError
 from nxdi.graph.buckets import choose_bucket, make_ladder
-from nxdi.graph.inputs import INPUT_IDS, POSITION_IDS, SAMPLING_PARAMS, SEQ_IDS, UNIFORM, InputSpec
+from nxdi.graph.inputs import (
+    BLOCK_TABLE,
+    INPUT_IDS,
+    POSITION_IDS,
+    SAMPLING_PARAMS,
+    SEQ_IDS,
+    UNIFORM,
+    InputSpec,
+)
 from nxdi.types import Phase
 
 
@@ -17,8 +25,9 @@ from nxdi.types import Phase
 class GraphSpec:
     """One static graph.
 
-    `length` is in tokens: a prefill graph takes that many new tokens per row, a decode graph takes
-    one and attends to that many cache slots.
+    `length` is in tokens: a prefill or extend graph takes that many new tokens per row, a decode
+    graph takes one and attends to that many cache slots. `context`: the cache slots that an extend
+    graph attends to, those of its new tokens included. `block_size`: of a paged cache, else 0.
     """
 
     phase: Phase
@@ -26,18 +35,30 @@ class GraphSpec:
     length: int
     inputs: tuple[InputSpec, ...]
     outputs: tuple[str, ...]
+    context: int = 0
+    block_size: int = 0
 
     @property
     def num_tokens(self) -> int:
         """New tokens per row in one step."""
-        return self.length if self.phase is Phase.PREFILL else 1
+        return 1 if self.phase is Phase.DECODE else self.length
+
+    @property
+    def num_slots(self) -> int:
+        """Positions that a row's queries may see."""
+        return self.context or self.length
 
     @property
     def name(self) -> str:
-        return f"{self.phase.tag}_b{self.batch_size}_s{self.length}"
+        context = f"_c{self.context}" if self.context else ""
+        return f"{self.phase.tag}_b{self.batch_size}_s{self.length}{context}"
 
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {spec.name: spec.shape(self.batch_size, self.num_tokens) for spec in self.inputs}
+        num_blocks = -(-self.num_slots // self.block_size) if self.block_size else 0
+        return {
+            item.name: item.shape(self.batch_size, self.num_tokens, num_blocks)
+            for item in self.inputs
+        }
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "phase": self.phase.value, "name": self.name}
@@ -58,9 +79,15 @@ class GraphPlan:
     def max_length(self, phase: Phase) -> int:
         return max(graph.length for graph in self.of(phase))
 
-    def choose(self, phase: Phase, num_rows: int, length: int) -> GraphSpec:
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases that have graphs."""
+        return tuple(dict.fromkeys(graph.phase for graph in self.graphs))
+
+    def choose(self, phase: Phase, num_rows: int, length: int, context: int = 0) -> GraphSpec:
         """The smallest batch that holds `num_rows`, and in it the smallest length that fits.
 
+        context: for an extend graph, the positions that its rows see; the smallest that fits.
         Raises: BucketError naming the largest graph and the option that would raise it.
         """
         graphs = self.of(phase)
@@ -68,32 +95,47 @@ class GraphPlan:
         batch = choose_bucket(
             num_rows, batches, f"{phase.value} batch", "raise batch_size and compile again"
         )
-        remedy = "raise max_context_length" if phase is Phase.PREFILL else "raise seq_len"
-        lengths = sorted(graph.length for graph in graphs if graph.batch_size == batch)
-        what = "prompt" if phase is Phase.PREFILL else "sequence"
+        graphs = tuple(graph for graph in graphs if graph.batch_size == batch)
+        remedy = "raise seq_len" if phase is Phase.DECODE else "raise max_context_length"
+        what = "sequence" if phase is Phase.DECODE else "prompt"
+        lengths = sorted({graph.length for graph in graphs})
         rung = choose_bucket(length, lengths, f"{what} (tokens)", f"{remedy} and compile again")
-        return next(graph for graph in graphs if (graph.batch_size, graph.length) == (batch, rung))
+        graphs = tuple(graph for graph in graphs if graph.length == rung)
+        contexts = sorted(graph.context for graph in graphs)
+        seen = choose_bucket(context, contexts, "context (tokens)", "raise seq_len, compile again")
+        return next(graph for graph in graphs if graph.context == seen)
 
 
 def plan_graphs(config: NeuronConfig) -> GraphPlan:
     """The graphs that `config` asks for.
 
     Prefill: one per prompt bucket at `ctx_batch_size`. Decode: one per batch bucket and attended
-    length.
+    length. Extend, where prompts come in pieces: one per piece and attended length.
     """
     inputs, outputs = _inputs(config), _outputs(config)
-    prefill = [
-        GraphSpec(Phase.PREFILL, config.ctx_batch_size, length, inputs, outputs)
-        for length in _ladder(config, config.context_encoding_buckets, config.max_context_length)
+    block_size = config.pa_block_size if config.is_block_kv_layout else 0
+
+    def graph(phase: Phase, batch_size: int, length: int, context: int = 0) -> GraphSpec:
+        return GraphSpec(phase, batch_size, length, inputs, outputs, context, block_size)
+
+    whole = _ladder(config, config.context_encoding_buckets, config.max_context_length)
+    pieces = (*(length for length in whole if length < config.piece_len), config.piece_len)
+    seen = _ladder(config, config.token_generation_buckets, config.max_length)
+    graphs = [graph(Phase.PREFILL, config.ctx_batch_size, length) for length in pieces]
+    graphs += [
+        graph(Phase.DECODE, batch, length) for batch in _decode_batches(config) for length in seen
     ]
-    decode = [
-        GraphSpec(Phase.DECODE, batch, length, inputs, outputs)
-        for batch in _decode_batches(config)
-        for length in _ladder(config, config.token_generation_buckets, config.max_length)
-    ]
+    if config.extends_prompts:
+        # A piece that sees no more than itself is a prefill.
+        graphs += [
+            graph(Phase.EXTEND, config.ctx_batch_size, length, context)
+            for length in pieces
+            for context in seen
+            if context > length or context == seen[-1]
+        ]
     if config.sequence_parallel_enabled:
-        _check_sequence_parallel(config, prefill)
-    return GraphPlan(tuple(prefill + decode))
+        _check_sequence_parallel(config, graphs)
+    return GraphPlan(tuple(graphs))
 
 
 def _ladder(config: NeuronConfig, explicit: Sequence[int] | None, longest: int) -> tuple[int, ...]:
@@ -108,7 +150,8 @@ def _decode_batches(config: NeuronConfig) -> list[int]:
 
 
 def _inputs(config: NeuronConfig) -> tuple[InputSpec, ...]:
-    base = (INPUT_IDS, POSITION_IDS, SEQ_IDS)
+    # A paged cache has blocks where another has rows.
+    base = (INPUT_IDS, POSITION_IDS, BLOCK_TABLE if config.is_block_kv_layout else SEQ_IDS)
     sampling = config.on_device_sampling_config
     if sampling is not None and (sampling.do_sample or sampling.dynamic):
         return (*base, SAMPLING_PARAMS, UNIFORM)
@@ -121,8 +164,9 @@ def _outputs(config: NeuronConfig) -> tuple[str, ...]:
     return ("tokens", "logits") if config.output_logits else ("tokens",)
 
 
-def _check_sequence_parallel(config: NeuronConfig, prefill: Sequence[GraphSpec]) -> None:
-    uneven = [graph.length for graph in prefill if graph.length % config.tp_degree]
+def _check_sequence_parallel(config: NeuronConfig, graphs: Sequence[GraphSpec]) -> None:
+    lengths = {graph.length for graph in graphs if graph.phase is not Phase.DECODE}
+    uneven = sorted(length for length in lengths if length % config.tp_degree)
     if uneven:
         raise ConfigError(
             "sequence_parallel_enabled needs prefill buckets divisible by "

@@ -80,10 +80,10 @@ def packed_left(input_ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def phase_of(positions: Tensor) -> Phase:
-    """Prefill if rows start at position 0, decode if they continue.
+    """Prefill if rows start at position 0; decode if they continue with one token each, or extend.
 
     Shapes: positions [B, S], packed to the left.
-    Raises: ShapeError if some start and some continue, or a continuing row brings several tokens.
+    Raises: ShapeError if some start and some continue.
     """
     starts = positions[:, 0] == 0
     if bool(starts.all()):
@@ -93,12 +93,7 @@ def phase_of(positions: Tensor) -> Phase:
             f"rows {starts.nonzero().flatten().tolist()} start at position 0 and the others "
             "continue; run new prompts and running sequences in separate steps"
         )
-    if positions.shape[1] > 1:
-        raise ShapeError(
-            f"a step that continues at position {int(positions[0, 0])} takes 1 token per row, not "
-            f"{positions.shape[1]}"
-        )
-    return Phase.DECODE
+    return Phase.DECODE if positions.shape[1] == 1 else Phase.EXTEND
 
 
 def check_rows(seq_ids: Tensor, num_rows: int, max_rows: int) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nxdi.errors import BucketError, ConfigError, ShapeError
 from nxdi.graph.padding import StepBatch
+from nxdi.graph.paging import check_blocks, check_slots, default_blocks, positions_between
 from nxdi.graph.rows import check_rows, check_tokens, packed_left, phase_of, row_positions
 from nxdi.graph.sampling_inputs import (
     check_sampling_params,
@@ -53,7 +54,7 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
     ) -> CausalLMOutput:
         return self.forward(*args, **kwargs)  # type: ignore[arg-type]  # forward checks
 
-    def forward(
+    def forward(  # noqa: PLR0913  NxDI's inputs
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
@@ -61,17 +62,30 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
         seq_ids: Tensor | None = None,
         sampling_params: Tensor | None = None,
         seeds: Sequence[int] | None = None,
+        *,
+        block_table: Tensor | None = None,
+        slot_mapping: Tensor | None = None,
+        full_context_lens: Tensor | None = None,
+        computed_context_lens: Tensor | None = None,
     ) -> CausalLMOutput:
-        """One step: a prefill if the rows start at position 0, else a decode of one token per row.
+        """One step: a prefill if the rows start at position 0; else they continue.
 
+        Rows continue with one token each (decode), or with several where the config cuts prompts or
+        caches prefixes; there a longer prompt takes several steps of its own accord.
         Shapes: input_ids, position_ids int [B, S]; attention_mask [B, S], or [B, T >= S] when it
         also covers earlier tokens; padding on either side; seq_ids [B]: the cache row of each batch
         row (default 0 .. B-1); sampling_params float [B, 3] = (top_k, top_p, temperature); seeds:
         one per row (default: torch's own generator).
+        Of a paged cache: block_table int [B, n], the blocks of each row's sequence in order
+        (default: an equal part of the pool for each row); slot_mapping [B, S]: checked against it;
+        full_context_lens, computed_context_lens [B, 1]: tokens of each row after and before this
+        step, in place of positions.
         Raises: ShapeError for inputs that do not fit together, and for a decode of a row at
-        `prefill_again_at`; BucketError for rows or lengths
-        beyond the largest graph.
+        `prefill_again_at`; BucketError for rows or lengths beyond the largest graph.
         """
+        if full_context_lens is not None:
+            position_ids = positions_between(input_ids, computed_context_lens, full_context_lens)
+            attention_mask = None
         positions = row_positions(input_ids, attention_mask, position_ids)
         check_tokens(torch.where(positions < 0, 0, input_ids), self.config.vocab_size)
         ids, positions = packed_left(input_ids, positions)
@@ -79,11 +93,11 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
         if phase is Phase.PREFILL:
             ids, positions = self._fit_prompt(ids, positions)
         else:
-            self._check_continues(positions)
-        num_rows = ids.shape[0]
-        rows = self._rows(num_rows, seq_ids)
+            self._check_continues(phase, positions)
+        rows, blocks = self._place(positions, seq_ids, block_table, slot_mapping)
         extras = self._sampling_inputs(positions.amax(dim=1), sampling_params, seeds)
-        outputs = self.runner.step(StepBatch(phase, ids, positions, rows, extras))
+        batch = StepBatch(phase, ids, positions, rows, {**blocks, **extras})
+        outputs = self.runner.step_in_pieces(batch, self.neuron_config.piece_len)
         logits = outputs.get("logits")
         return CausalLMOutput(
             None if logits is None else logits.unsqueeze(1), outputs.get("tokens")
@@ -101,7 +115,13 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
         """Forget all sequences."""
         self.runner.reset()
 
-    def _check_continues(self, positions: Tensor) -> None:
+    def _check_continues(self, phase: Phase, positions: Tensor) -> None:
+        if phase is Phase.EXTEND and not self.neuron_config.extends_prompts:
+            raise ShapeError(
+                f"a step that continues at position {int(positions[0, 0])} takes 1 token per row, "
+                f"not {positions.shape[1]}; for more, compile with is_prefix_caching, "
+                "chunked_prefill_config or windowed_context_encoding_size"
+            )
         switch = self.prefill_again_at
         if switch is not None and bool((positions == switch).any()):
             raise ShapeError(
@@ -110,27 +130,47 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
             )
 
     def _fit_prompt(self, ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        longest = self.neuron_config.max_context_length
+        longest = self.neuron_config.longest_prompt
         if ids.shape[1] <= longest:
             return ids, positions
         if not self.neuron_config.allow_input_truncation:
+            is_cut = self.neuron_config.chunked_prefill_config is not None
+            limit = "seq_len" if is_cut else "max_context_length"
             raise BucketError(
-                f"prompt of {ids.shape[1]} tokens is longer than max_context_length={longest}; "
-                "shorten it, raise max_context_length and compile again, or set "
-                "allow_input_truncation=True to keep its first tokens"
+                f"prompt of {ids.shape[1]} tokens is longer than {limit}={longest}; shorten it, "
+                f"raise {limit} and compile again, or set allow_input_truncation=True to keep its "
+                "first tokens"
             )
         return ids[:, :longest], positions[:, :longest]
 
-    def _rows(self, num_rows: int, seq_ids: Tensor | None) -> Tensor:
-        max_rows = self.neuron_config.max_batch_size
-        if num_rows > max_rows:
+    def _place(
+        self,
+        positions: Tensor,
+        seq_ids: Tensor | None,
+        block_table: Tensor | None,
+        slot_mapping: Tensor | None,
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Where the rows of a step have their tokens: cache rows [B], or a block table."""
+        config, num_rows = self.neuron_config, positions.shape[0]
+        if num_rows > config.max_batch_size:
             raise BucketError(
-                f"{num_rows} rows do not fit batch_size={max_rows}; raise batch_size and compile "
-                "again"
+                f"{num_rows} rows do not fit batch_size={config.max_batch_size}; raise batch_size "
+                "and compile again"
+            )
+        if config.is_block_kv_layout:
+            blocks = default_blocks(num_rows, config) if block_table is None else block_table
+            check_blocks(blocks, positions, config)
+            if slot_mapping is not None:
+                check_slots(slot_mapping, blocks, positions, config.pa_block_size)
+            return None, {"block_table": blocks}
+        if block_table is not None or slot_mapping is not None:
+            raise ShapeError(
+                "the cache has rows, not blocks: leave out block_table and slot_mapping, or "
+                "compile with is_block_kv_layout=True"
             )
         rows = torch.arange(num_rows, dtype=torch.int32) if seq_ids is None else seq_ids.flatten()
-        check_rows(rows, num_rows, max_rows)
-        return rows
+        check_rows(rows, num_rows, config.max_batch_size)
+        return rows, {}
 
     def _sampling_inputs(
         self, positions: Tensor, params: Tensor | None, seeds: Sequence[int] | None

@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from nxdi.absent import explain_absent_names
-from nxdi.config import InferenceConfig, NeuronConfig, OnDeviceSamplingConfig, to_torch_dtype
+from nxdi.config import (
+    ChunkedPrefillConfig,
+    InferenceConfig,
+    NeuronConfig,
+    OnDeviceSamplingConfig,
+    to_torch_dtype,
+)
 
-__all__ = ["InferenceConfig", "NeuronConfig", "OnDeviceSamplingConfig", "to_torch_dtype"]
+__all__ = [
+    "ChunkedPrefillConfig",
+    "InferenceConfig",
+    "NeuronConfig",
+    "OnDeviceSamplingConfig",
+    "to_torch_dtype",
+]
 
 explain_absent_names(__name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from nxdi.config import InferenceConfig
 from nxdi.graph.plan import GraphSpec
 from nxdi.modules.context import LayerContext, StepContext
-from nxdi.modules.kvcache.spec import CacheState, KVCacheLayout
+from nxdi.modules.kvcache.spec import CacheState, KVCacheLayout, layout_of
 from nxdi.modules.sampling import make_sampler
 from nxdi.modules.sequence import SequenceGather
 from nxdi.parallel_layers.mappings import gather_from_tensor_model_parallel_region_with_dim
@@ -138,12 +137,8 @@ class Decoder(nn.Module):
         return type(self).step is Decoder.step
 
     def cache_layouts(self) -> list[KVCacheLayout]:
-        """The cache layout of each layer, found on the module that has one."""
-        layouts: list[Any] = [
-            next(m.cache_layout for m in layer.modules() if hasattr(m, "cache_layout"))
-            for layer in self.layers
-        ]
-        return layouts
+        """The cache layout of each layer."""
+        return [layout_of(layer) for layer in self.layers]
 
     def cache_shapes(self) -> list[tuple[int, ...]]:
         """Shape of every cache tensor on one rank: keys then values, layer by layer."""
@@ -160,7 +155,12 @@ class Decoder(nn.Module):
             for i in range(0, len(caches), _TENSORS_PER_LAYER)
         ]
         return StepContext(
-            spec.phase, inputs["position_ids"], inputs["seq_ids"], spec.length, states
+            spec.phase,
+            inputs["position_ids"],
+            inputs.get("seq_ids"),
+            spec.num_slots,
+            states,
+            inputs.get("block_table"),
         )
 
 

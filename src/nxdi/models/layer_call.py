@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nxdi.errors import ConfigError, UnsupportedError
 from nxdi.kernels.masks import Causal
 from nxdi.modules.context import LayerContext
+from nxdi.modules.kvcache import KVCacheLayout, layout_of
 from nxdi.types import Phase
 
 LayerForm = Callable[[nn.Module, Tensor, LayerContext], Tensor]
@@ -49,7 +50,7 @@ class NxdiForm:
     accepted: frozenset[str] | None
 
     def __call__(self, layer: nn.Module, x: Tensor, ctx: LayerContext) -> Tensor:
-        keywords = nxdi_keywords(ctx)
+        keywords = nxdi_keywords(ctx, layout_of(layer))
         if self.accepted is not None:
             keywords = {name: keywords[name] for name in keywords.keys() & self.accepted}
         result = layer(x, **keywords)
@@ -78,18 +79,19 @@ class NxdiForm:
             )
 
 
-def nxdi_keywords(ctx: LayerContext) -> dict[str, Any]:
+def nxdi_keywords(ctx: LayerContext, layout: KVCacheLayout) -> dict[str, Any]:
     """What NxDI gives a layer, as far as it means something here.
 
-    Shapes: attention_mask bool [B, 1, S, L], True = may be seen; position_ids [B, S], 0 for
-    padding; past_key_value: in decode this layer's keys and values [B, N, L, D] before the step.
+    layout: of the layer's cache. Shapes: attention_mask bool [B, 1, S, L], True = may be seen;
+    position_ids [B, S], 0 for padding; past_key_value: in decode this layer's keys and values
+    [B, N, L, D] before the step.
     """
     is_prefill = ctx.phase is Phase.PREFILL
     return {
         "seq_ids": ctx.step.seq_ids,
         "attention_mask": ctx.allowed_from_start(Causal()).unsqueeze(1),
         "position_ids": ctx.position_ids.clamp(min=0),
-        "past_key_value": None if is_prefill else ctx.past(),
+        "past_key_value": None if is_prefill else ctx.past(layout),
         "is_for_context_encoding": is_prefill,
         "seq_len": ctx.step.num_slots,
         **dict.fromkeys(_EMPTY),

@@ -21,7 +21,7 @@ from nxdi.models.decoder import Decoder, flat
 from nxdi.models.layer_call import layer_form, nxdi_keywords
 from nxdi.modules.attention.utils import RotaryEmbedding
 from nxdi.modules.context import LayerContext, running
-from nxdi.modules.kvcache import WindowCache
+from nxdi.modules.kvcache import WindowCache, layout_of
 from nxdi.parallel_layers.mappings import scatter_to_sequence_parallel_region
 
 __all__ = ["NeuronBaseForCausalLM", "NeuronBaseModel"]
@@ -36,7 +36,8 @@ class StepCaches:
     def get_cache(self, *args: Any, **kwargs: Any) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of every layer before this step, each [B, N, L, D]."""
         ctx = self._model.running_step
-        return [ctx.at(index).past() for index in range(len(self._model.layers))]
+        layouts = self._model.cache_layouts()
+        return [ctx.at(index).past(layout) for index, layout in enumerate(layouts)]
 
     def update_cache(self, *args: Any, **kwargs: Any) -> list[Tensor]:
         """The caches after this step; each layer's attention has updated its own."""
@@ -118,7 +119,7 @@ class NeuronBaseModel(Decoder):
 
     def _nxdi_inputs(self) -> dict[str, Any]:
         """The running step as NxDI's arguments of forward."""
-        known = nxdi_keywords(self.running_step.at(0))
+        known = nxdi_keywords(self.running_step.at(0), layout_of(self.layers[0]))
         names = ("position_ids", "seq_ids")
         seen = known["attention_mask"][:, 0].any(dim=1).int()
         return {
@@ -162,7 +163,7 @@ class NeuronBaseModel(Decoder):
         inputs_embeds [B, S, hidden]: what to use in place of the token embeddings.
         """
         del attention_mask  # layers get the causal mask of the step
-        keywords = nxdi_keywords(self.running_step.at(0))
+        keywords = nxdi_keywords(self.running_step.at(0), layout_of(self.layers[0]))
         hidden_states, _ = self.get_model_output(
             input_ids=input_ids,
             seq_ids=seq_ids,

@@ -24,16 +24,17 @@ from nxdi.types import Phase
 class StepContext:
     """One step of one graph.
 
-    Shapes: position_ids int32 [B, S], -1 = padding; seq_ids int32 [B].  `num_slots` is how many
-    cache slots a decode step attends to. `caches` holds one state per layer and is replaced, never
-    written in place.
+    Shapes: position_ids int32 [B, S], -1 = padding; seq_ids int32 [B] or None; blocks int32 [B, n]
+    of a paged cache or None. `num_slots` is how many positions its queries may see. `caches` holds
+    one state per layer and is replaced, never written in place.
     """
 
     phase: Phase
     position_ids: Tensor
-    seq_ids: Tensor
+    seq_ids: Tensor | None
     num_slots: int
     caches: list[CacheState]
+    blocks: Tensor | None = None
     _masks: dict[tuple[MaskPolicy, int], Tensor] = field(default_factory=dict)
 
     def at(self, layer: int) -> LayerContext:
@@ -62,19 +63,21 @@ class LayerContext:
 
     def append(self, layout: KVCacheLayout, k: Tensor, v: Tensor) -> Attended:
         """Put new keys and values [B, N, S, D] into this layer's cache: what to attend to."""
-        where = StepPositions(
-            self.phase, self.step.position_ids, self.step.seq_ids, self.step.num_slots
-        )
         self.step.caches[self.layer], attended = layout.append(
-            self.step.caches[self.layer], k, v, where
+            self.step.caches[self.layer], k, v, self._where
         )
         return attended
 
-    def past(self) -> tuple[Tensor, Tensor]:
+    def past(self, layout: KVCacheLayout) -> tuple[Tensor, Tensor]:
         """This layer's keys and values [B, N, L, D] as they are before it appends."""
-        batch, num_slots = self.position_ids.shape[0], self.step.num_slots
-        k, v = self.step.caches[self.layer]
-        return k[:batch, :, :num_slots], v[:batch, :, :num_slots]
+        return layout.past(self.step.caches[self.layer], self._where)
+
+    @property
+    def _where(self) -> StepPositions:
+        step = self.step
+        return StepPositions(
+            step.phase, step.position_ids, step.seq_ids, step.num_slots, step.blocks
+        )
 
     def allowed_from_start(self, policy: MaskPolicy) -> Tensor:
         """`allowed` for keys at positions 0, 1, ...: in prefill those of the step itself."""

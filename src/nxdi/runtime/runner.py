@@ -8,13 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from nxdi.graph.padding import (
-    StepBatch,
-    num_graph_rows,
-    only_padding,
-    pad_step,
-    unpad_step,
-)
+from nxdi.graph.padding import StepBatch, num_graph_rows, only_padding, pad_step, unpad_step
 from nxdi.graph.plan import GraphPlan, GraphSpec
 from nxdi.parallel_layers.groups import World
 from nxdi.runtime.backend import RankExecutable
@@ -41,12 +35,29 @@ class Runner:
         Raises: BucketError before anything is computed.
         """
         widest = self.plan.max_batch(batch.phase)
-        if batch.phase is Phase.PREFILL and batch.num_rows > widest:
-            self.plan.choose(batch.phase, widest, batch.length)
-            parts = [self.step(batch.rows(i, i + widest)) for i in range(0, batch.num_rows, widest)]
+        if batch.phase is not Phase.DECODE and batch.num_rows > widest:
+            self.plan.choose(batch.phase, widest, batch.length, batch.context)
+            starts = range(0, batch.num_rows, widest)
+            parts = [self.step(batch.rows(slice(start, start + widest))) for start in starts]
             return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        spec = self.plan.choose(batch.phase, num_graph_rows(batch), batch.length)
+        spec = self.plan.choose(batch.phase, num_graph_rows(batch), batch.length, batch.context)
         return unpad_step(self._run(spec, pad_step(batch, spec)), batch)
+
+    def step_in_pieces(self, batch: StepBatch, longest: int) -> dict[str, Tensor]:
+        """`step` in steps of at most `longest` tokens per row; outputs of each row's last token.
+
+        Raises: BucketError before anything is computed.
+        """
+        if batch.input_ids.shape[1] <= longest:
+            return self.step(batch)
+        widest, context = self.plan.max_batch(Phase.EXTEND), int(batch.position_ids.max()) + 1
+        self.plan.choose(Phase.EXTEND, min(batch.num_rows, widest), longest, context)
+        found: dict[str, Tensor] = {}
+        for rows, part in batch.pieces(longest):
+            for name, value in self.step(part).items():
+                whole = found.setdefault(name, value.new_empty(batch.num_rows, *value.shape[1:]))
+                whole[rows] = value
+        return found
 
     def _run(self, spec: GraphSpec, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         for observe in self.observers:
@@ -60,7 +71,7 @@ class Runner:
 
         No reader of a cache sees a difference.
         """
-        for phase in Phase:
+        for phase in self.plan.phases:
             spec = min(self.plan.of(phase), key=lambda graph: (graph.length, graph.batch_size))
             self._run(spec, only_padding(spec))
 

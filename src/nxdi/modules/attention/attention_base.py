@@ -24,7 +24,7 @@ from nxdi.modules.attention.nxdi_keywords import NxdiKeywords
 from nxdi.modules.attention.projections import OutputProjection, QKVProjection, rename_projections
 from nxdi.modules.attention.utils import apply_rotary_polar_compatible, move_heads_front
 from nxdi.modules.context import LayerContext, running_context
-from nxdi.modules.kvcache import ContiguousCache, KVCacheLayout, WindowCache
+from nxdi.modules.kvcache import ContiguousCache, KVCacheLayout, PagedCache, WindowCache
 from nxdi.modules.rope import polar_frequencies, rotation_of
 from nxdi.parallel_layers.parallel_state import get_tensor_model_parallel_group
 from nxdi.parallel_layers.sharding import HeadShard, plan_heads, set_shard
@@ -155,7 +155,11 @@ class NeuronAttentionBase(nn.Module):
         return scale if scale is not None else 1.0 / math.sqrt(self.head_dim)
 
     def _cache_layout(self, sliding_window: int | None) -> KVCacheLayout:
-        max_len = self.neuron_config.max_length
+        neuron, max_len = self.neuron_config, self.neuron_config.max_length
+        if neuron.is_block_kv_layout:
+            return PagedCache(
+                self.num_key_value_heads, neuron.pa_num_blocks, neuron.pa_block_size, self.head_dim
+            )
         if sliding_window is not None and sliding_window < max_len:
             return WindowCache(self.num_key_value_heads, sliding_window, self.head_dim)
         return ContiguousCache(self.num_key_value_heads, max_len, self.head_dim)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nxdi.modules.kvcache.spec import Attended, CacheState, StepPositions, write_slots
+from nxdi.modules.kvcache.spec import Attended, CacheState, StepPositions, row_slots, write_slots
 from nxdi.types import Phase
 
 
@@ -28,15 +28,16 @@ class ContiguousCache:
     def append(
         self, state: CacheState, k: Tensor, v: Tensor, step: StepPositions
     ) -> tuple[CacheState, Attended]:
+        assert step.rows is not None
         slots = torch.where(step.positions < 0, self.max_len, step.positions)
         new = CacheState(
-            *(
-                write_slots(cache, x, step.rows, slots)
-                for cache, x in zip(state, (k, v), strict=True)
-            )
+            write_slots(state.k, k, step.rows, slots), write_slots(state.v, v, step.rows, slots)
         )
         if step.phase is Phase.PREFILL:
             return new, Attended(k, v, step.positions)
-        batch, length = k.shape[0], step.num_slots
-        positions = torch.arange(length, dtype=torch.int32, device=k.device)[None]
-        return new, Attended(new.k[:batch, :, :length], new.v[:batch, :, :length], positions)
+        positions = torch.arange(step.num_slots, dtype=torch.int32, device=k.device)[None]
+        held = self.past(new, step)
+        return new, Attended(held.k, held.v, positions)
+
+    def past(self, state: CacheState, step: StepPositions) -> CacheState:
+        return CacheState(*(row_slots(x, step, step.num_slots) for x in state))

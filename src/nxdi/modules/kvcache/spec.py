@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nxdi.types import Phase
 
@@ -31,13 +31,15 @@ class Attended(NamedTuple):
 class StepPositions(NamedTuple):
     """Where the new tokens of a step go.
 
-    positions [B, S], -1 = padding; rows [B]: cache row of each batch row.
+    positions [B, S], -1 = padding; rows [B]: cache row of each batch row; num_slots: positions that
+    queries may see; blocks [B, n]: of a paged cache, in the order of their tokens, -1 = none.
     """
 
     phase: Phase
     positions: Tensor
-    rows: Tensor
+    rows: Tensor | None
     num_slots: int
+    blocks: Tensor | None = None
 
 
 class KVCacheLayout(Protocol):
@@ -55,6 +57,27 @@ class KVCacheLayout(Protocol):
     ) -> tuple[CacheState, Attended]:
         """Write new keys and values [B, N, S, D]; the new cache, and what the step attends to."""
         ...
+
+    def past(self, state: CacheState, step: StepPositions) -> CacheState:
+        """Keys and values [B, N, L, D] that the rows of a step have so far."""
+        ...
+
+
+def layout_of(layer: nn.Module) -> KVCacheLayout:
+    """The cache layout of a layer, found on the module in it that has one."""
+    found: Any = next(m.cache_layout for m in layer.modules() if hasattr(m, "cache_layout"))
+    return found  # type: ignore[no-any-return]  # attributes of modules have no types
+
+
+def row_slots(cache: Tensor, step: StepPositions, num_slots: int) -> Tensor:
+    """The first `num_slots` slots of each batch row. [R, N, T, D] -> [B, N, num_slots, D].
+
+    A decode reads its cache in place, since its rows are the first cache rows.
+    """
+    if step.phase is Phase.DECODE:
+        return cache[: step.positions.shape[0], :, :num_slots]
+    assert step.rows is not None
+    return cache[step.rows.long(), :, :num_slots]
 
 
 def write_slots(cache: Tensor, new: Tensor, rows: Tensor, slots: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class EagerBackend:
 
     def _load(self, program: Program, weights: Mapping[str, Tensor]) -> EagerRank:
         modules = {}
-        for phase in Phase:
+        for phase in program.plan.phases:
             modules[phase] = program.build(phase)
             modules[phase].load_state_dict(weights, strict=True, assign=True)
             modules[phase].eval()

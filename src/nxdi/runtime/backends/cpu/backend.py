@@ -47,7 +47,7 @@ class CpuBackend:
 
         from nxdi.runtime.backends.cpu.compiler import compile_piece
 
-        models = {phase: program.build(phase) for phase in Phase}
+        models = {phase: program.build(phase) for phase in program.plan.phases}
         work = _distinct_parts(program, models)
         compiled: dict[str, Any] = {}  # package entry -> its files
         names: dict[str, str] = {}  # piece -> the package entry that holds its code
@@ -84,7 +84,7 @@ class CpuBackend:
         if (folder / _KERNEL_LIBRARY).is_file():
             load_library(folder / _KERNEL_LIBRARY)
         models = {}
-        for phase in Phase:
+        for phase in program.plan.phases:
             models[phase] = program.build(phase)
             models[phase].load_state_dict(weights, strict=True, assign=True)
         return CpuRank(program, models, folder / _PACKAGE, names)

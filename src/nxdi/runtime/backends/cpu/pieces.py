@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nxdi.config import InferenceConfig
-from nxdi.graph.inputs import TOKENS, InputSpec
+from nxdi.graph.inputs import BLOCKS, TOKENS, InputSpec
 from nxdi.graph.plan import GraphSpec
 from nxdi.runtime.backend import StepModule
 
@@ -109,9 +109,9 @@ def plan_parts(model: StepModule, spec: GraphSpec) -> list[Part]:
         kind = (structure(layer), tuple(shapes[caches]))
         piece = kinds.setdefault(kind, f"{spec.name}/layer{len(kinds)}")
         parts.append(Part(piece, layer, _layer(model, layer, spec), spec.inputs, caches))
-    # The head sees one token per row: without the per-token inputs it is the same in every graph
-    # of a batch size.
-    per_row = tuple(item for item in spec.inputs if TOKENS not in item.dims)
+    # The head sees one token per row: without what varies with a graph's length it is the same in
+    # every graph of a batch size.
+    per_row = tuple(item for item in spec.inputs if not {TOKENS, BLOCKS} & set(item.dims))
     parts.append(Part(f"{spec.name}/head", _Ends(model), _head(model, spec), per_row, slice(0, 0)))
     return parts
 
