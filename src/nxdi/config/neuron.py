@@ -238,11 +238,6 @@ class NeuronConfig(KeywordConfig):
         return self.torch_dtype if self.backend.startswith("neuron") else torch.float32
 
     @property
-    def piece_len(self) -> int:
-        """Tokens of the longest step that a prompt takes; longer prompts come in pieces."""
-        return self.windowed_context_encoding_size or self.max_context_length
-
-    @property
     def longest_prompt(self) -> int:
         """In tokens: with chunked_prefill_config, `max_context_length` is only that of a piece."""
         is_cut = self.chunked_prefill_config is not None

@@ -118,8 +118,9 @@ def plan_graphs(config: NeuronConfig) -> GraphPlan:
     def graph(phase: Phase, batch_size: int, length: int, context: int = 0) -> GraphSpec:
         return GraphSpec(phase, batch_size, length, inputs, outputs, context, block_size)
 
-    whole = _ladder(config, config.context_encoding_buckets, config.max_context_length)
-    pieces = (*(length for length in whole if length < config.piece_len), config.piece_len)
+    pieces = _ladder(config, config.context_encoding_buckets, config.max_context_length)
+    if (longest := config.windowed_context_encoding_size) is not None:
+        pieces = (*(length for length in pieces if length < longest), longest)
     seen = _ladder(config, config.token_generation_buckets, config.max_length)
     graphs = [graph(Phase.PREFILL, config.ctx_batch_size, length) for length in pieces]
     graphs += [

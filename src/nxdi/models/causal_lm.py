@@ -97,7 +97,7 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
         rows, blocks = self._place(positions, seq_ids, block_table, slot_mapping)
         extras = self._sampling_inputs(positions.amax(dim=1), sampling_params, seeds)
         batch = StepBatch(phase, ids, positions, rows, {**blocks, **extras})
-        outputs = self.runner.step_in_pieces(batch, self.neuron_config.piece_len)
+        outputs = self.runner.step_in_pieces(batch)
         logits = outputs.get("logits")
         return CausalLMOutput(
             None if logits is None else logits.unsqueeze(1), outputs.get("tokens")

@@ -228,6 +228,12 @@ def _longrope(
             "model was trained on, at least 2"
         )
     neuron = config.neuron_config
+    if neuron.extends_prompts and trained_len < neuron.max_length:
+        raise ConfigError(
+            f"with LongRoPE all tokens of a prompt longer than {trained_len} are turned otherwise, "
+            "so it cannot come in pieces; leave out is_prefix_caching, chunked_prefill_config and "
+            f"windowed_context_encoding_size, or lower seq_len to at most {trained_len}"
+        )
     if neuron.max_context_length <= trained_len < neuron.max_length:
         raise ConfigError(
             f"with LongRoPE a sequence that grows beyond {trained_len} tokens is prefilled anew, "

@@ -43,12 +43,14 @@ class Runner:
         spec = self.plan.choose(batch.phase, num_graph_rows(batch), batch.length, batch.context)
         return unpad_step(self._run(spec, pad_step(batch, spec)), batch)
 
-    def step_in_pieces(self, batch: StepBatch, longest: int) -> dict[str, Tensor]:
-        """`step` in steps of at most `longest` tokens per row; outputs of each row's last token.
+    def step_in_pieces(self, batch: StepBatch) -> dict[str, Tensor]:
+        """`step`, or several where rows can be extended and have more tokens than a graph takes.
 
-        Raises: BucketError before anything is computed.
+        Returns: the outputs of each row's last token. Raises: BucketError before anything is
+        computed.
         """
-        if batch.input_ids.shape[1] <= longest:
+        longest = self.plan.max_length(Phase.PREFILL)
+        if batch.input_ids.shape[1] <= longest or Phase.EXTEND not in self.plan.phases:
             return self.step(batch)
         widest, context = self.plan.max_batch(Phase.EXTEND), int(batch.position_ids.max()) + 1
         self.plan.choose(Phase.EXTEND, min(batch.num_rows, widest), longest, context)

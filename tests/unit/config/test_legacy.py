@@ -11,11 +11,11 @@ from nxdi.errors import UnsupportedError
 
 def test_refusal_names_option_value_reason_and_remedy() -> None:
     with pytest.raises(UnsupportedError) as caught:
-        NeuronConfig(is_continuous_batching=True)
+        NeuronConfig(is_medusa=True)
     message = str(caught.value)
-    assert "is_continuous_batching=True" in message
+    assert "is_medusa=True" in message
     assert "not part of this release" in message
-    assert "static batches" in message
+    assert "leave it out" in message
 
 
 def test_defaults_of_refused_options_may_be_spelled_out() -> None:

@@ -112,7 +112,7 @@ def test_graph_rows() -> None:
 def test_rows_cuts_every_tensor() -> None:
     batch = prompts()
     batch.extras = {"uniform": torch.tensor([0.1, 0.2])}
-    part = batch.rows(1, 2)
+    part = batch.rows(slice(1, 2))
     assert part.num_rows == 1
     assert part.input_ids.tolist() == [[7, 8, 9]]
     assert part.position_ids.tolist() == [[0, 1, 2]]

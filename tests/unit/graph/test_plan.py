@@ -141,6 +141,60 @@ def test_sequence_parallel_with_even_buckets() -> None:
     assert plan_graphs(config).max_length(Phase.PREFILL) == 64
 
 
+PAGED = {"is_block_kv_layout": True, "pa_block_size": 16}
+
+
+def test_prompts_in_pieces_have_a_graph_for_every_pair_of_piece_and_context() -> None:
+    config = NeuronConfig(
+        seq_len=512,
+        max_context_length=256,
+        batch_size=2,
+        enable_bucketing=True,
+        context_encoding_buckets=[64, 128],
+        token_generation_buckets=[128, 256, 512],
+        windowed_context_encoding_size=100,
+    )
+    plan = plan_graphs(config)
+    assert [graph.length for graph in plan.of(Phase.PREFILL)] == [64, 100]
+    extend = [(graph.length, graph.context) for graph in plan.of(Phase.EXTEND)]
+    assert extend == [(64, 128), (64, 256), (64, 512), (100, 128), (100, 256), (100, 512)]
+    assert plan.phases == (Phase.PREFILL, Phase.DECODE, Phase.EXTEND)
+    chosen = plan.choose(Phase.EXTEND, 1, 65, 200)
+    assert chosen.name == "context_encoding_model_b2_s100_c256"
+    assert (chosen.num_tokens, chosen.num_slots) == (100, 256)
+    with pytest.raises(BucketError, match=r"context \(tokens\) of 513"):
+        plan.choose(Phase.EXTEND, 1, 65, 513)
+
+
+def test_a_paged_cache_has_blocks_where_another_has_rows() -> None:
+    config = NeuronConfig(seq_len=40, max_context_length=20, batch_size=3, **PAGED)
+    assert config.pa_num_blocks == 3 * 3
+    prefill, decode = plan_graphs(config).graphs
+    assert [item.name for item in prefill.inputs] == ["input_ids", "position_ids", "block_table"]
+    assert prefill.input_shapes()["block_table"] == (3, 2)
+    assert decode.input_shapes()["block_table"] == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"is_prefix_caching": True}, "set is_block_kv_layout=True"),
+        ({**PAGED, "pa_block_size": 0}, "pa_block_size=0 is not between 1 and max_length=64"),
+        ({**PAGED, "pa_block_size": 65}, "pa_block_size=65 is not between"),
+        ({**PAGED, "pa_num_blocks": 3}, "do not hold one sequence of max_length=64; use 4 or more"),
+        ({"windowed_context_encoding_size": 65}, "is not between 1 and max_context_length=64"),
+        (
+            {"windowed_context_encoding_size": 8, "chunked_prefill_config": {}},
+            "both cut prompts; give one",
+        ),
+        ({"chunked_prefill_config": {"no_such": 1}}, "has no option 'no_such'"),
+    ],
+)
+def test_caches_and_pieces_that_do_not_fit(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        NeuronConfig(seq_len=64, **options)
+
+
 @pytest.mark.parametrize(("prompt_len", "new"), [(1, 32), (16, 17), (32, 1)])
 def test_capacity_counts_that_the_last_token_needs_no_slot(prompt_len: int, new: int) -> None:
     check_capacity(NeuronConfig(seq_len=32), prompt_len, new)

@@ -119,9 +119,8 @@ def test_starting_and_continuing_rows_do_not_mix() -> None:
         phase_of(torch.tensor([[4], [0]]))
 
 
-def test_a_continuing_row_takes_one_token() -> None:
-    with pytest.raises(ShapeError, match="continues at position 4 takes 1 token per row, not 2"):
-        phase_of(torch.tensor([[4, 5]]))
+def test_a_row_that_continues_with_several_tokens_is_extended() -> None:
+    assert phase_of(torch.tensor([[4, 5], [9, -1]])) is Phase.EXTEND
 
 
 def test_check_rows_accepts_any_order() -> None:

@@ -21,13 +21,15 @@ X = torch.ones(2, 3, 4)
 def context(phase: Phase = Phase.PREFILL) -> LayerContext:
     """Prefill: a full row, and one with padding. Decode: rows at positions 2 and 1."""
     cache = type(empty_cache(LAYOUT, 3))(*(drawn(3, 2, 9, 4, seed=seed) for seed in (1, 2)))
-    places = [[0, 1, 2], [0, 1, -1]] if phase is Phase.PREFILL else [[2], [1]]
+    rows = {Phase.DECODE: [[2], [1]], Phase.EXTEND: [[2, 3], [1, -1]]}
+    places = rows.get(phase, [[0, 1, 2], [0, 1, -1]])
     return layer_context(phase, torch.tensor(places), cache, num_slots=4)
 
 
 def layer(forward: Callable[..., Any]) -> nn.Module:
-    """A layer with this forward."""
+    """A layer with this forward, and a cache."""
     made = nn.Module()
+    made.cache_layout = LAYOUT  # type: ignore[assignment]  # attributes of modules have no types
     made.forward = forward  # type: ignore[method-assign]  # as a method of its class
     return made
 
@@ -60,7 +62,7 @@ def test_a_layer_that_takes_everything_gets_all_of_nxdis_keywords(phase: Phase) 
 
     ctx = context(phase)
     assert torch.equal(call(forward, ctx), X + 1)
-    assert seen.keys() == nxdi_keywords(ctx).keys()
+    assert seen.keys() == nxdi_keywords(ctx, LAYOUT).keys()
     assert seen["is_for_context_encoding"] is (phase is Phase.PREFILL)
 
 
@@ -94,7 +96,7 @@ def test_an_argument_that_nobody_gives() -> None:
 
 
 def test_prefill_keywords() -> None:
-    known = nxdi_keywords(context())
+    known = nxdi_keywords(context(), LAYOUT)
     assert known["attention_mask"].shape == (2, 1, 3, 3)
     assert known["attention_mask"][0, 0].tolist() == torch.ones(3, 3).tril().bool().tolist()
     assert known["position_ids"].tolist() == [[0, 1, 2], [0, 1, 0]]
@@ -105,7 +107,7 @@ def test_prefill_keywords() -> None:
 
 def test_decode_keywords() -> None:
     ctx = context(Phase.DECODE)
-    known = nxdi_keywords(ctx)
+    known = nxdi_keywords(ctx, LAYOUT)
     assert known["attention_mask"][:, 0, 0].int().tolist() == [[1, 1, 1, 0], [1, 1, 0, 0]]
     past = known["past_key_value"]
     assert [tensor.shape for tensor in past] == [(2, 2, 4, 4)] * 2

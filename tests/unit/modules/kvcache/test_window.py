@@ -101,3 +101,17 @@ def test_append_changes_nothing_in_place() -> None:
     state = empty_cache(LAYOUT, 1)
     append(state, Phase.PREFILL, [[0, 1]])
     assert bool(state.k.isnan().all())
+
+
+def test_several_tokens_see_the_window_before_them() -> None:
+    state, _ = append(empty_cache(LAYOUT, 1), Phase.PREFILL, [list(range(6))])
+    state, attended = append(state, Phase.EXTEND, [[6, 7, 8, -1]])
+    assert attended.positions.tolist() == [[4, 5, 2, 3, 6, 7, 8, -1]]
+    assert attended.keys[0, 0, :7, 0].tolist() == [4, 5, 2, 3, 6, 7, 8]
+    assert slots(state) == [8, 5, 6, 7]
+
+
+def test_extending_a_row_that_has_not_filled_its_window() -> None:
+    state, _ = append(empty_cache(LAYOUT, 1), Phase.PREFILL, [[0, 1]])
+    _, attended = append(state, Phase.EXTEND, [[2, 3, 4]])
+    assert attended.positions.tolist() == [[0, 1, -1, -1, 2, 3, 4]]
