@@ -42,7 +42,6 @@ ABSENT = {
     # models
     "models.config.FusedSpecNeuronConfig": _planned("speculation"),
     "models.config.HybridShardingConfig": _planned("mixture of experts"),
-    "models.config.KVQuantizationConfig": _planned("quantized caches"),
     "models.config.MoENeuronConfig": _planned("mixture of experts"),
     "models.config.MultimodalVisionNeuronConfig": _VISION,
     "models.config.TensorCaptureConfig": "use capture_tensors of nxdi.tools.accuracy.tensors",

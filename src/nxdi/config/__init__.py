@@ -6,6 +6,7 @@ from nxdi.config.chunked_prefill import ChunkedPrefillConfig
 from nxdi.config.from_hf import load_pretrained_config, to_pretrained_config
 from nxdi.config.inference import InferenceConfig
 from nxdi.config.keywords import to_torch_dtype
+from nxdi.config.kv_quantization import KVQuantizationConfig
 from nxdi.config.legacy import OPTIONS, Option, Status, no_op_options
 from nxdi.config.neuron import NeuronConfig
 from nxdi.config.sampling import OnDeviceSamplingConfig
@@ -14,6 +15,7 @@ __all__ = [
     "OPTIONS",
     "ChunkedPrefillConfig",
     "InferenceConfig",
+    "KVQuantizationConfig",
     "NeuronConfig",
     "OnDeviceSamplingConfig",
     "Option",

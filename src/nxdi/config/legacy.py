@@ -66,7 +66,7 @@ _SUPPORTED = """
     on_device_sampling_config tp_degree sequence_parallel_enabled vocab_parallel
     is_continuous_batching is_block_kv_layout pa_num_blocks pa_block_size is_prefix_caching
     chunked_prefill_config windowed_context_encoding_size save_sharded_checkpoint skip_warmup
-    attn_cls world_size start_rank_id local_ranks_size
+    kv_cache_quant kv_quant_config attn_cls world_size start_rank_id local_ranks_size
 """
 
 _NO_OPS = {
@@ -127,9 +127,6 @@ _REFUSALS: dict[tuple[str, str], str] = {
         is_mxfp4_compute is_full_model_shuffled modules_to_not_convert
         draft_model_modules_to_not_convert activation_quantization_type quantize_clamp_bound
         quantized_mlp_kernel_enabled rmsnorm_quantize_kernel_enabled
-    """,
-    ("a quantized KV cache is not part of this release", "leave it out"): """
-        kv_cache_quant kv_quant_config
     """,
     (
         "prefill over a prefix has a graph for every pair of a prompt and a sequence bucket",

@@ -9,6 +9,7 @@ import torch
 
 from nxdi.config.chunked_prefill import ChunkedPrefillConfig
 from nxdi.config.keywords import KeywordConfig, derived, to_torch_dtype
+from nxdi.config.kv_quantization import KVQuantizationConfig
 from nxdi.config.legacy import check_options
 from nxdi.config.sampling import OnDeviceSamplingConfig
 from nxdi.config.validate import validate
@@ -118,7 +119,7 @@ class NeuronConfig(KeywordConfig):
     is_prefix_caching: bool = False
     chunked_prefill_config: Any = None  # a ChunkedPrefillConfig, or a dictionary of its options
     kv_cache_quant: bool = False
-    kv_quant_config: Any = None
+    kv_quant_config: Any = None  # a KVQuantizationConfig, or a dictionary of its options
     disable_kv_cache_tiling: bool = False
     k_cache_transposed: bool = False
 
@@ -224,6 +225,10 @@ class NeuronConfig(KeywordConfig):
             )
         if isinstance(self.chunked_prefill_config, dict):
             self.chunked_prefill_config = ChunkedPrefillConfig(**self.chunked_prefill_config)
+        if self.kv_cache_quant and self.kv_quant_config is None:
+            self.kv_quant_config = KVQuantizationConfig()
+        elif isinstance(self.kv_quant_config, dict):
+            self.kv_quant_config = KVQuantizationConfig(**self.kv_quant_config)
         if self.on_cpu and self.backend == "auto":
             self.backend = "cpu"
         check_options(self)
@@ -236,6 +241,14 @@ class NeuronConfig(KeywordConfig):
         On a CPU 16-bit weights stay 16-bit in memory; activations and caches are float32.
         """
         return self.torch_dtype if self.backend.startswith("neuron") else torch.float32
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """What keys and values are stored as."""
+        if self.kv_quant_config is not None:
+            dtype: torch.dtype = self.kv_quant_config.quant_dtype
+            return dtype
+        return self.compute_dtype
 
     @property
     def longest_prompt(self) -> int:

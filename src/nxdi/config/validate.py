@@ -110,6 +110,8 @@ def _validate_batches(config: NeuronConfig) -> None:
 
 
 def _validate_blocks(config: NeuronConfig) -> None:
+    if config.kv_quant_config is not None and not config.kv_cache_quant:
+        raise ConfigError("kv_quant_config is given; set kv_cache_quant=True as well")
     if config.is_prefix_caching and not config.is_block_kv_layout:
         raise ConfigError("is_prefix_caching=True shares blocks; set is_block_kv_layout=True")
     size, num_blocks = config.pa_block_size, config.pa_num_blocks

@@ -151,7 +151,7 @@ class NeuronApplicationBase:
         def build(phase: Phase) -> StepModule:
             return self.build(phase)  # type: ignore[return-value]  # NeuronBaseModel has that form
 
-        dtype = self._config_for(Phase.DECODE).neuron_config.compute_dtype
+        dtype = self._config_for(Phase.DECODE).neuron_config.cache_dtype
         return Program(build, self.plan, dtype, self.get_compiler_args())
 
     def get_compiler_args(self) -> str | None:

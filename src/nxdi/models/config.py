@@ -6,6 +6,7 @@ from nxdi.absent import explain_absent_names
 from nxdi.config import (
     ChunkedPrefillConfig,
     InferenceConfig,
+    KVQuantizationConfig,
     NeuronConfig,
     OnDeviceSamplingConfig,
     to_torch_dtype,
@@ -14,6 +15,7 @@ from nxdi.config import (
 __all__ = [
     "ChunkedPrefillConfig",
     "InferenceConfig",
+    "KVQuantizationConfig",
     "NeuronConfig",
     "OnDeviceSamplingConfig",
     "to_torch_dtype",

@@ -25,6 +25,7 @@ from nxdi.modules.attention.projections import OutputProjection, QKVProjection, 
 from nxdi.modules.attention.utils import apply_rotary_polar_compatible, move_heads_front
 from nxdi.modules.context import LayerContext, running_context
 from nxdi.modules.kvcache import ContiguousCache, KVCacheLayout, PagedCache, WindowCache
+from nxdi.modules.kvcache.codec import make_codec
 from nxdi.modules.rope import polar_frequencies, rotation_of
 from nxdi.parallel_layers.parallel_state import get_tensor_model_parallel_group
 from nxdi.parallel_layers.sharding import HeadShard, plan_heads, set_shard
@@ -95,6 +96,7 @@ class NeuronAttentionBase(nn.Module):
         mask: MaskPolicy = Causal() if sliding_window is None else SlidingWindow(sliding_window)
         self.attend = Attend(mask, self._scale(scale, given.softmax_scale), softcap)
         self.cache_layout = self._cache_layout(sliding_window)
+        self.kv_codec = make_codec(self.neuron_config, self.layout, self.head_dim)
         self._init_projections(qkv_bias, o_bias, given)
         self.sinks = self._sinks() if has_sinks or given.learned_sinks_size else None
 
@@ -166,9 +168,13 @@ class NeuronAttentionBase(nn.Module):
 
     def preshard_hook(self, model_state_dict: dict[str, Tensor], prefix: str) -> None:
         """Rename this module's tensors in a full checkpoint; prefix: its path plus "weight"."""
+        path = prefix.removesuffix("weight")
+        for name in ("k_scales", "v_scales"):
+            if path + name in model_state_dict:
+                model_state_dict[f"{path}kv_codec.{name}"] = model_state_dict.pop(path + name)
         rename_projections(
             model_state_dict,
-            prefix.removesuffix("weight"),
+            path,
             self._projection_sizes,
             self._o_proj_name,
         )
@@ -215,7 +221,7 @@ class NeuronAttentionBase(nn.Module):
             residual=residual,
             use_polar_compatible_rope=use_polar_compatible_rope,
         )
-        attended = ctx.append(self.cache_layout, k, v)
+        attended = self.kv_codec.decode(ctx.append(self.cache_layout, *self.kv_codec.encode(k, v)))
         out = self.attend(q, attended, self.sinks, ctx)
         return AttentionOutput(self.merge_and_project(out), (k, v), cos, sin)
 
