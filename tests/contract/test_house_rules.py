@@ -26,6 +26,7 @@ KWARGS = {
     "config/inference.py InferenceConfig.from_json_file": "the same",
     "config/inference.py InferenceConfig.from_json_string": "the same",
     "config/keywords.py KeywordConfig.__init__": "checked against the declared fields",
+    "config/kv_quantization.py KVQuantizationConfig.__init__": "the same",
     "config/neuron.py NeuronConfig.__init__": "the same",
     "config/sampling.py OnDeviceSamplingConfig.__init__": "the same",
     "generation/hf_adapter.py HuggingFaceGenerationAdapter.generate": "transformers' signature",

@@ -27,11 +27,20 @@ def plan_request(
             "fewer, or raise batch_size"
         )
     check_capacity(config, prompt_len, new_tokens)
-    widest = plan.max_batch(Phase.PREFILL)
-    prefill = plan.choose(Phase.PREFILL, min(num_rows, widest), prompt_len)
-    first = GraphUse(prefill.name, -(-num_rows // widest), 1, 1)
+    prefill = _prefill_steps(plan, prompt_len, num_rows)
     decode = _decode_steps(plan, prompt_len, new_tokens, num_rows)
-    return RequestInfo(prompt_len, new_tokens, num_rows, (first, *decode))
+    return RequestInfo(prompt_len, new_tokens, num_rows, (*prefill, *decode))
+
+
+def _prefill_steps(plan: GraphPlan, prompt_len: int, num_rows: int) -> Iterator[GraphUse]:
+    """The step, or the steps one after another, that yield the first token."""
+    widest, longest = plan.max_batch(Phase.PREFILL), plan.max_length(Phase.PREFILL)
+    rows, repeats = min(num_rows, widest), -(-num_rows // widest)
+    piece = min(prompt_len, longest) if Phase.EXTEND in plan.phases else prompt_len
+    yield GraphUse(plan.choose(Phase.PREFILL, rows, piece).name, repeats, 1, 1)
+    for start in range(piece, prompt_len, longest):
+        stop = min(start + longest, prompt_len)
+        yield GraphUse(plan.choose(Phase.EXTEND, rows, stop - start, stop).name, repeats, 1, 1)
 
 
 def _decode_steps(

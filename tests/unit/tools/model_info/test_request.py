@@ -68,3 +68,22 @@ def test_an_empty_request_is_refused(request_: tuple[int, int], name: str) -> No
 def test_a_request_that_fits_no_graph_is_refused(request_: tuple[int, ...]) -> None:
     with pytest.raises(BucketError):
         plan(*request_)
+
+
+def test_a_prompt_in_pieces() -> None:
+    config = NeuronConfig(
+        seq_len=64,
+        max_context_length=16,
+        batch_size=2,
+        enable_bucketing=True,
+        context_encoding_buckets=[8, 16],
+        token_generation_buckets=[32, 64],
+        chunked_prefill_config={},
+    )
+    steps = plan_request(plan_graphs(config), config, 37, 2, 2).steps
+    assert steps == (
+        GraphUse("context_encoding_model_b2_s16", 1, 1, 1),
+        GraphUse("context_encoding_model_b2_s16_c32", 1, 1, 1),
+        GraphUse("context_encoding_model_b2_s8_c64", 1, 1, 1),
+        GraphUse("token_generation_model_b2_s64", 1, 2, 2),
+    )
