@@ -20,7 +20,6 @@ from transformers import GenerationConfig
 from nxdi.config import OnDeviceSamplingConfig
 from nxdi.errors import ShapeError
 from nxdi.generation import ContinuousBatcher, RequestOptions
-from nxdi.generation.scheduler import extend_phase
 from nxdi.graph.sampling_inputs import uniform_for
 from nxdi.models.causal_lm import CausalLMOutput
 from nxdi.modules.sampling import DynamicSampler, make_sampler
@@ -94,7 +93,7 @@ class FakeModel:
             FakeGraph(Phase.DECODE, self.rows, 1, self.seq_len),
         ]
         if self.chunk is not None:
-            graphs.append(FakeGraph(extend_phase(), 2, self.chunk, self.seq_len))
+            graphs.append(FakeGraph(Phase.EXTEND, 2, self.chunk, self.seq_len))
         self.plan = FakePlan(tuple(graphs))
         self.cache: dict[int, int] = {}
 
@@ -151,7 +150,7 @@ class FakeModel:
         if not any(starts):
             phase = Phase.PREFILL
         else:
-            phase = Phase.DECODE if max(counts) == 1 else extend_phase()
+            phase = Phase.DECODE if max(counts) == 1 else Phase.EXTEND
             assert phase is Phase.DECODE or min(counts) > 1
             if self.prefill_again_at in starts:
                 raise ShapeError("LongRoPE starts over here")

@@ -18,7 +18,7 @@ from nxdi.generation.blocks import BlockManager
 from nxdi.generation.capacity import make_blocks, sequence_limits, step_limits
 from nxdi.generation.hf_adapter import HuggingFaceGenerationAdapter
 from nxdi.generation.requests import Completion, Logprobs, Output, Request, RequestOptions
-from nxdi.generation.scheduler import Scheduler, Work, extend_phase
+from nxdi.generation.scheduler import Scheduler, Work
 from nxdi.generation.streaming import TextStream
 from nxdi.generation.token_choice import check_can_choose, logprobs_of, make_token_choice
 from nxdi.graph.rows import check_tokens
@@ -189,7 +189,7 @@ class ContinuousBatcher:
                 if request.finish_reason is None:
                     self._scheduler.remove(request)
             works = self._scheduler.plan()
-            for phase in (Phase.DECODE, extend_phase(), Phase.PREFILL):
+            for phase in (Phase.DECODE, Phase.EXTEND, Phase.PREFILL):
                 rows = [work for work in works if work.phase == phase]
                 while rows:
                     most = self.model.plan.max_batch(phase)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nxdi.errors import BucketError, ConfigError
 from nxdi.generation.blocks import BlockManager
-from nxdi.generation.scheduler import StepLimits, extend_phase
+from nxdi.generation.scheduler import StepLimits
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.types import Phase
 
@@ -28,7 +28,7 @@ def step_limits(model: NeuronBaseForCausalLM, max_tokens: int | None) -> StepLim
     Raises: ConfigError if a full batch of running rows would leave nothing for prompts.
     """
     config, max_prompt = model.neuron_config, model.plan.max_length(Phase.PREFILL)
-    chunks = [graph.num_tokens for graph in model.plan.of(extend_phase())]
+    chunks = [graph.num_tokens for graph in model.plan.of(Phase.EXTEND)]
     if max_tokens is None:
         max_tokens = config.tkg_batch_size + max(chunks, default=max_prompt)
     if max_tokens <= config.tkg_batch_size:

@@ -18,7 +18,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from nxdi.config import limits, serialize
 from nxdi.config.from_hf import to_pretrained_config
-from nxdi.errors import BucketError, ConfigError, ShapeError, UnsupportedError
+from nxdi.errors import ConfigError, ShapeError, UnsupportedError
 from nxdi.generation.choosers import make_chooser
 from nxdi.generation.loop import Generated, decode_loop
 from nxdi.graph.plan import check_capacity
@@ -143,6 +143,9 @@ class HuggingFaceGenerationAdapter(_GenerationMixin):  # type: ignore[misc]  # s
         """transformers calls this once all is prepared, for greedy search and for sampling."""
         mask = model_kwargs.get("attention_mask")
         mask = torch.ones_like(input_ids) if mask is None else mask
+        if input_ids.shape[0] > self.neuron_config.tkg_batch_size:
+            asked = [*logits_processor, *stopping_criteria]
+            return self._sample_many(input_ids, mask, asked, generation_config, model_kwargs)
         self._check_fit(input_ids, mask, generation_config)
         chooser = make_chooser(
             self.neuron_config,
@@ -178,15 +181,27 @@ class HuggingFaceGenerationAdapter(_GenerationMixin):  # type: ignore[misc]  # s
         )
         return output
 
+    def _sample_many(
+        self,
+        input_ids: Tensor,
+        mask: Tensor,
+        asked: Sequence[object],
+        generation_config: GenerationConfig,
+        model_kwargs: Mapping[str, Any],
+    ) -> Tensor:
+        """More prompts than rows: they share the rows through ContinuousBatcher."""
+        from nxdi.generation.many import check_many, generate_many
+
+        check_many(self.neuron_config, len(input_ids), asked, generation_config)
+        self._check_fit(input_ids, mask, generation_config)
+        return generate_many(
+            self.neuron_model, input_ids, mask, generation_config, model_kwargs.get("seeds")
+        )
+
     def _check_fit(
         self, input_ids: Tensor, mask: Tensor, generation_config: GenerationConfig
     ) -> None:
-        num_rows, width = input_ids.shape
-        if num_rows > self.neuron_config.tkg_batch_size:
-            raise BucketError(
-                f"{num_rows} prompts do not fit batch_size={self.neuron_config.tkg_batch_size}; "
-                "pass fewer at a time, or raise batch_size and compile again"
-            )
+        width = input_ids.shape[1]
         prompt_len = int(mask.sum(dim=1).max())
         if self.neuron_config.allow_input_truncation:
             prompt_len = min(prompt_len, self.neuron_config.longest_prompt)

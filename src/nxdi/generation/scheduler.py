@@ -9,16 +9,10 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import cast
 
 from nxdi.generation.blocks import BlockManager
 from nxdi.generation.requests import Request
 from nxdi.types import Phase
-
-
-def extend_phase() -> Phase:
-    """The phase of rows that continue with several tokens."""
-    return cast(Phase, getattr(Phase, "EXTEND", "extend"))
 
 
 @dataclass(frozen=True)
@@ -55,7 +49,7 @@ class Work:
     def phase(self) -> Phase:
         if self.start == 0:
             return Phase.PREFILL
-        return Phase.DECODE if self.num_tokens == 1 else extend_phase()
+        return Phase.DECODE if self.num_tokens == 1 else Phase.EXTEND
 
     @property
     def brings_token(self) -> bool:

@@ -11,7 +11,7 @@ from fake_model import FakeModel, batcher, some_prompts
 from nxdi.config import OnDeviceSamplingConfig
 from nxdi.errors import ConfigError
 from nxdi.generation import ContinuousBatcher, RequestOptions
-from nxdi.generation.scheduler import extend_phase
+from nxdi.types import Phase
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "contiguous": {"blocks": None},
@@ -79,7 +79,7 @@ def test_the_layouts_do_what_they_are_named_for() -> None:
             of.add(prompt, options)
         of.run()
         computed[name] = sum(sum(counts) for _, counts in model.calls)
-        has_chunks = any(phase == extend_phase() for phase, _ in model.calls)
+        has_chunks = any(phase == Phase.EXTEND for phase, _ in model.calls)
         assert has_chunks is (layout.get("chunk", 8) is not None)
     once = sum(map(len, prompts)) + 20 * 19
     assert computed["contiguous"] == computed["paged"] == once

@@ -28,14 +28,45 @@ def prompts(num_rows: int, length: int) -> torch.Tensor:
     return torch.randint(1, 97, (num_rows, length), generator=torch.Generator().manual_seed(5))
 
 
-def test_too_many_prompts(idle: Adapter) -> None:
-    with pytest.raises(BucketError, match=r"7 prompts do not fit batch_size=6; .*raise batch_size"):
-        idle.generate(prompts(7, 3), max_new_tokens=2)
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"repetition_penalty": 1.2}, "RepetitionPenaltyLogitsProcessor"),
+        ({"min_new_tokens": 1, "eos_token_id": 5}, "MinNewTokensLengthLogitsProcessor"),
+        ({"max_time": 9.0}, "MaxTimeCriteria"),
+        ({"return_dict_in_generate": True}, "return_dict_in_generate"),
+    ],
+)
+def test_what_takes_all_prompts_at_once(options: dict[str, Any], name: str, idle: Adapter) -> None:
+    message = rf"7 prompts do not fit batch_size=6, and with .*{name}.*raise batch_size"
+    with pytest.raises(BucketError, match=message):
+        idle.generate(prompts(7, 3), max_new_tokens=2, **options)
 
 
-def test_returned_sequences_count_as_rows(idle: Adapter) -> None:
-    with pytest.raises(BucketError, match="8 prompts do not fit batch_size=6"):
-        idle.generate(prompts(2, 3), max_new_tokens=2, do_sample=True, num_return_sequences=4)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_more_prompts_than_rows_take_turns(side: str, tiny: Any, host: Adapter) -> None:
+    ids = prompts(15, 12)
+    mask = torch.ones_like(ids)
+    for row in range(15):
+        short = slice(0, row % 5) if side == "left" else slice(12 - row % 5, None)
+        mask[row, short] = 0
+    options = {"max_new_tokens": 9, "do_sample": False, "eos_token_id": 7, "pad_token_id": 0}
+    many = host.generate(ids, attention_mask=mask, **options)
+    for start in range(0, 15, 5):
+        rows = slice(start, start + 5)
+        few = host.generate(ids[rows], attention_mask=mask[rows], **options)
+        width = few.shape[1]
+        assert many[rows, :width].tolist() == few.tolist()
+        assert not many[rows, width:].any()
+
+
+def test_sampled_rows_depend_on_their_seeds_only(host: Adapter) -> None:
+    options = {"max_new_tokens": 6, "do_sample": True, "top_k": 20, "temperature": 1.3}
+    seeds = list(range(9))
+    many = host.generate(prompts(9, 5), seeds=seeds, **options)
+    again = host.generate(prompts(9, 5).flip(0), seeds=seeds[::-1], **options)
+    assert again.flip(0).tolist() == many.tolist()
+    assert len({tuple(row) for row in many[:, 5:].tolist()}) > 5
 
 
 def test_prompt_too_long(idle: Adapter) -> None:
@@ -115,4 +146,4 @@ def test_fewer_rows_in_decode_than_in_the_cache(tiny: Any, monkeypatch: pytest.M
     adapter = tiny.adapter(batch_size=2, max_batch_size=4)
     monkeypatch.setattr(adapter.neuron_model.runner, "step", None)
     with pytest.raises(BucketError, match="3 prompts do not fit batch_size=2"):
-        adapter.generate(prompts(3, 4), max_new_tokens=2)
+        adapter.generate(prompts(3, 4), max_new_tokens=2, repetition_penalty=2.0)

@@ -27,7 +27,7 @@ class CountingModel:
 
     @property
     def neuron_config(self) -> SimpleNamespace:
-        return SimpleNamespace(max_context_length=self.max_context_length)
+        return SimpleNamespace(longest_prompt=self.max_context_length)
 
     def __call__(self, input_ids: Tensor, **inputs: Any) -> int:
         lists = {name: x.tolist() if isinstance(x, Tensor) else x for name, x in inputs.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nxdi.generation.blocks import BlockManager
 from nxdi.generation.requests import Request, RequestOptions
-from nxdi.generation.scheduler import Scheduler, StepLimits, Work, extend_phase
+from nxdi.generation.scheduler import Scheduler, StepLimits, Work
 from nxdi.types import Phase
 
 SIZE = 4
@@ -59,7 +59,7 @@ def test_the_phase_of_work() -> None:
     phases = {
         (0, 4): Phase.PREFILL,
         (0, 1): Phase.PREFILL,
-        (4, 8): extend_phase(),
+        (4, 8): Phase.EXTEND,
         (8, 9): Phase.DECODE,
     }
     assert {(a, b): Work(request, a, b).phase for a, b in phases} == phases
@@ -72,8 +72,8 @@ def test_a_prompt_in_chunks_beside_a_running_request() -> None:
     assert step(of) == [(1, Phase.PREFILL, 3)]
     added(of, 2, 21)
     assert step(of) == [(1, Phase.DECODE, 1), (2, Phase.PREFILL, 8)]
-    assert step(of) == [(1, Phase.DECODE, 1), (2, extend_phase(), 8)]
-    assert step(of) == [(1, Phase.DECODE, 1), (2, extend_phase(), 5)]
+    assert step(of) == [(1, Phase.DECODE, 1), (2, Phase.EXTEND, 8)]
+    assert step(of) == [(1, Phase.DECODE, 1), (2, Phase.EXTEND, 5)]
     assert step(of) == [(1, Phase.DECODE, 1), (2, Phase.DECODE, 1)]
 
 
@@ -83,7 +83,7 @@ def test_the_budget_goes_to_the_oldest_prompt() -> None:
         added(of, request_id, 10)
     assert step(of) == [(1, Phase.PREFILL, 8), (2, Phase.PREFILL, 4)]
     # 2 is left for the third: it is not even admitted before there is something for it to do.
-    assert step(of) == [(1, extend_phase(), 2), (2, extend_phase(), 6), (3, Phase.PREFILL, 4)]
+    assert step(of) == [(1, Phase.EXTEND, 2), (2, Phase.EXTEND, 6), (3, Phase.PREFILL, 4)]
 
 
 def test_without_graphs_for_chunks_prompts_are_whole() -> None:
