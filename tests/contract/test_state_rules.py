@@ -76,7 +76,7 @@ def export(
         model: Any = app.build(phase)
         spec = app.plan.of(phase)[0]
         part = plan_parts(model, spec)[part_index or 0]
-        arguments = example_arguments(model, part, spec, torch.float32)
+        arguments = example_arguments(model, part, spec, app.program().cache_dtype)
         with torch.no_grad(), platform("neuron" if part_index is None else "cpu"):
             return torch.export.export(Piece(part), arguments, strict=False)
 
@@ -144,15 +144,16 @@ def collectives(program: ExportedProgram) -> Counter[str]:
     return Counter(str(node.target).split(".")[1] for node in found)
 
 
+PHASES = (Phase.PREFILL, Phase.DECODE)  # of a model whose prompts come whole
 every_graph = pytest.mark.parametrize(
-    ("family", "phase"), [(family, phase) for family in FAMILIES for phase in Phase]
+    ("family", "phase"), [(family, phase) for family in FAMILIES for phase in PHASES]
 )
 Whole = Callable[[str, Phase], ExportedProgram]
 
 
 def every_graph_but(*few: tuple[str, Phase]) -> pytest.MarkDecorator:
     """These few always, and the others among the slow tests."""
-    every = [(family, phase) for family in FAMILIES for phase in Phase]
+    every = [(family, phase) for family in FAMILIES for phase in PHASES]
     slow = pytest.mark.slow
     return pytest.mark.parametrize(
         ("family", "phase"),
@@ -217,7 +218,7 @@ def test_nothing_that_neuron_computes_otherwise(family: str, phase: Phase, whole
     assert find_divergences(whole(family, phase)) == []
 
 
-@pytest.mark.parametrize("phase", list(Phase))
+@pytest.mark.parametrize("phase", PHASES)
 def test_collectives_of_sequence_parallelism(phase: Phase, folders: dict[str, Path]) -> None:
     """Per layer two gathers and two scattered sums, for many tokens; decode does without."""
     program = export(folders["llama"], phase, tp_degree=2, sequence_parallel_enabled=True)
@@ -244,7 +245,7 @@ def test_one_rank_needs_no_collectives(folders: dict[str, Path]) -> None:
     ("part_index", "caches", "expected"),
     [(0, {"caches_0", "caches_1"}, Counter(all_reduce=2)), (-1, set(), Counter(all_gather=1))],
 )
-@pytest.mark.parametrize("phase", list(Phase))
+@pytest.mark.parametrize("phase", PHASES)
 def test_pieces_obey_the_same_rules(
     folders: dict[str, Path],
     phase: Phase,
@@ -364,3 +365,34 @@ def test_compiled_and_eager_steps_leave_the_same_caches(
     for eager, compiled in zip(*states, strict=True):
         torch.testing.assert_close(compiled, eager, rtol=CACHE_FP32, atol=CACHE_FP32)
         assert float(eager.abs().max()) > 100 * CACHE_FP32
+
+
+# Graphs that only some configs have.
+
+PIECES = {"windowed_context_encoding_size": 8}
+PAGED = {"is_block_kv_layout": True, "pa_block_size": 4}
+OTHERS = {
+    "extend": (Phase.EXTEND, PIECES),
+    "paged prefill": (Phase.PREFILL, PAGED),
+    "paged decode": (Phase.DECODE, PAGED),
+    "paged extend": (Phase.EXTEND, {**PAGED, **PIECES}),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_the_other_graphs_keep_every_rule(family: str, name: str, folders: dict[str, Path]) -> None:
+    phase, options = OTHERS[name]
+    program = export(folders[family], phase, tp_degree=2, **options)
+    check_state(program, CACHES)
+    check_dtypes(program)
+    assert collectives(program) == collectives_of_step(family, LAYERS)
+    assert find_divergences(program) == []
+
+
+def test_a_float8_cache_is_the_only_other_dtype(folders: dict[str, Path]) -> None:
+    program = export(folders["llama"], Phase.DECODE, kv_cache_quant=True)
+    check_state(program, CACHES)
+    held = {name: tensor.dtype for name, tensor in placeholders(program).items()}
+    assert {held[name] for name in CACHES} == {torch.float8_e4m3fn}
+    assert {held[name] for name in held.keys() - CACHES} == {torch.float32, torch.int32}

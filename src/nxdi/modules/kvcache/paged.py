@@ -42,11 +42,13 @@ class PagedCache:
 
     def _write(self, cache: Tensor, new: Tensor, step: StepPositions) -> Tensor:
         assert step.blocks is not None
-        places = step.positions.clamp(min=0).long()
-        blocks = step.blocks.gather(1, places // self.block_size)
-        blocks = torch.where((step.positions < 0) | (blocks < 0), self.num_blocks, blocks).long()
+        # In 32 bits until they index: Neuron computes integers no wider.
+        places = step.positions.clamp(min=0)
+        blocks = step.blocks.gather(1, (places // self.block_size).long())
+        blocks = torch.where((step.positions < 0) | (blocks < 0), self.num_blocks, blocks)
         heads = torch.arange(cache.shape[1], device=cache.device)
-        where = (blocks[:, None], heads[None, :, None], (places % self.block_size)[:, None])
+        offsets = (places % self.block_size).long()
+        where = (blocks.long()[:, None], heads[None, :, None], offsets[:, None])
         return torch.index_put(cache, where, new.to(cache.dtype))
 
     def _read(self, cache: Tensor, step: StepPositions) -> Tensor:

@@ -101,7 +101,7 @@ class NeuronDynamoRank:
 
     def __init__(self, program: Program, weights: Mapping[str, Tensor]) -> None:
         self._models: dict[Phase, nn.Module] = {}
-        for phase in Phase:
+        for phase in program.plan.phases:
             module = program.build(phase)
             module.load_state_dict(weights, strict=True, assign=True)
             assert isinstance(module, nn.Module)
