@@ -41,6 +41,7 @@ type: $(INSTALLED)  ## check types
 
 bench: $(INSTALLED)  ## measure the cpu backend against transformers, on a quiet machine
 	$(BIN)/python benchmarks/cpu_backend.py
+	$(BIN)/python benchmarks/batching.py
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) $(VENV)-4.57 $(VENV)-xla .demo build .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
