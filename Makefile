@@ -17,7 +17,7 @@ demo: $(INSTALLED)  ## fetch a small model, compile it, and let it answer a ques
 	$(BIN)/python examples/demo.py
 
 test: lint type  ## lint, check types and run all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 compat: $(VENV)-4.57/installed  ## run the golden tests on transformers 4.57
 	$(VENV)-4.57/bin/python -m pytest -m "not slow" tests/golden

@@ -18,11 +18,13 @@ def read_version() -> str:
 
 
 DEMO = ["gguf>=0.17"]
+SERVE = ["fastapi>=0.115", "uvicorn>=0.30"]  # of examples/serve_fastapi.py
 TEST = [
     "hypothesis>=6.100",
     "mypy>=1.15",
     "pytest>=8.3",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
     "ruff>=0.12",
     "setuptools>=77",
     "wheel",
@@ -50,7 +52,7 @@ setup(
         "packaging",
         "pyyaml",
     ],
-    extras_require={"demo": DEMO, "test": DEMO + TEST},
+    extras_require={"demo": DEMO, "serve": SERVE, "test": DEMO + SERVE + TEST},
     entry_points={
         "console_scripts": [
             "nxdi=nxdi.cli:main",
