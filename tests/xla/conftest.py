@@ -39,7 +39,7 @@ def app_of(tmp_path_factory: pytest.TempPathFactory) -> Apps:
     def get(family: str, tp_degree: int, **options: Any) -> NeuronBaseForCausalLM:
         if family not in folders:
             folders[family] = save_tiny(tiny_hf_model(family), tmp_path_factory.mktemp(family))
-        return make_app(folders[family], tp_degree=tp_degree, **PLAN, **options)
+        return make_app(folders[family], tp_degree=tp_degree, **{**PLAN, **options})
 
     return get
 

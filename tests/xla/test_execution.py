@@ -128,13 +128,31 @@ def test_the_other_collectives(option: str, app_of: Apps, tmp_path: Path) -> Non
     check(app, lower_all(app), tmp_path)
 
 
-def check(app: NeuronBaseForCausalLM, graphs: Mapping[str, Lowered], folder: Path) -> None:
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"windowed_context_encoding_size": 8},
+        {"windowed_context_encoding_size": 8, "is_block_kv_layout": True, "pa_block_size": 4},
+    ],
+    ids=["rows", "blocks"],
+)
+def test_prompts_in_pieces(
+    options: dict[str, Any], family: str, app_of: Apps, tmp_path: Path
+) -> None:
+    app = app_of(family, NUM_RANKS, **options)
+    check(app, lower_all(app), tmp_path, num_pieces=2)
+
+
+def check(
+    app: NeuronBaseForCausalLM, graphs: Mapping[str, Lowered], folder: Path, num_pieces: int = 1
+) -> None:
     recorded = record(app, folder / "eager")
     found = run_lowered(app, graphs, recorded, folder)
-    assert len(recorded.steps) == 1 + NUM_DECODES
+    assert len(recorded.steps) == num_pieces + NUM_DECODES
     expected = {
         f"{step}.{rank}.logits": x
-        for step, x in enumerate(recorded.logits)
+        for step, x in enumerate(recorded.logits, start=num_pieces - 1)
         for rank in range(NUM_RANKS)
     }
     for rank, caches in enumerate(recorded.caches):
