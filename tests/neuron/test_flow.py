@@ -55,6 +55,8 @@ def test_tokens_are_those_of_the_eager_backend(
         {"vocab_parallel": True},
         {"target": "trn1", "padding_side": "left"},
         {"target": "inf2", "torch_dtype": "float16"},
+        {"windowed_context_encoding_size": 8},
+        {"windowed_context_encoding_size": 8, "is_block_kv_layout": True, "pa_block_size": 4},
     ],
 )
 def test_options_that_change_the_graphs(
