@@ -100,8 +100,8 @@ def tight_bucket(patch: Patch) -> None:
     """Exactly at an edge, a graph one token too short is chosen."""
     right = GraphPlan.choose
 
-    def wrong(self: GraphPlan, phase: Phase, num_rows: int, length: int) -> GraphSpec:
-        return right(self, phase, num_rows, length - 1)
+    def wrong(self: GraphPlan, phase: Phase, rows: int, length: int, context: int) -> GraphSpec:
+        return right(self, phase, rows, length - 1, context)
 
     patch.setattr(GraphPlan, "choose", wrong)
 

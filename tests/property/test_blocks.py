@@ -170,7 +170,7 @@ class Sequences(RuleBasedStateMachine):
 # Invariants are checked once before the first rule and once after each.
 def test_any_order_of_operations() -> None:
     Sequences.num_operations = 0
-    run_state_machine_as_test(Sequences, settings=settings(max_examples=25, stateful_step_count=50))
+    run_state_machine_as_test(Sequences, settings=settings(max_examples=40, stateful_step_count=50))
     assert Sequences.num_operations >= 1_000
 
 
@@ -178,6 +178,6 @@ def test_any_order_of_operations() -> None:
 def test_any_long_order_of_operations() -> None:
     Sequences.num_operations = 0
     run_state_machine_as_test(
-        Sequences, settings=settings(max_examples=130, stateful_step_count=100)
+        Sequences, settings=settings(max_examples=200, stateful_step_count=100)
     )
     assert Sequences.num_operations >= 10_000

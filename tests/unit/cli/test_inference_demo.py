@@ -188,11 +188,11 @@ def test_sampling_in_the_graph_and_on_the_host(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--is-continuous-batching", "is_continuous_batching=True is refused"),
+        ("--is-medusa", "is_medusa=True is refused"),
         ("--speculation-length 3", "speculation_length=3 is refused"),
         ("--quantized", "quantized=True is refused"),
         ("--draft-model-path elsewhere", "--draft-model-path is refused: speculation"),
-        ("--enable-block-kv-layout", "is_block_kv_layout=True is refused"),
+        ("--enable-prefix-caching", "set is_block_kv_layout=True"),
         ("--skip-compile --compile-only", "leave nothing to do"),
         ("--max-new-tokens 40", "max_new_tokens=40 is not between 1 and max_length=32"),
         ("--max-new-tokens 30", "longer than seq_len=32"),
