@@ -53,6 +53,8 @@ def compile_piece(piece: nn.Module, arguments: tuple[Any, ...]) -> tuple[list[Pa
             "torch": torch.__version__,
             "compiler": compiler_version(),
             "cpu": cpu_target(),
+            # For one thread loops are compiled without parallel ones.
+            "threads": torch.get_num_threads(),
         }
     )
     folder = get_or_build(key, lambda folder: _compile(graph, arguments, options, folder))
