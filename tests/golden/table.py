@@ -228,7 +228,7 @@ CPU_SLOW = (
     *(("llama", 1), ("llama", 2), ("llama-bf16", 2), ("mistral", 1), ("qwen2-windows", 2)),
     *(("smollm3-windows", 2), ("gpt2", 1), ("gpt_neox", 1), ("cohere2", 2), ("glm4", 2)),
     *(("qwen3", 2), ("granite", 1), ("olmo2-mqa", 2), ("gemma2", 1), ("gemma3", 2)),
-    ("phi3-longrope", 1),
+    ("phi3", 1),
 )
 # Variants that run as one process per rank.
 TORCHRUN = ("llama", "mistral", "qwen2")
