@@ -133,13 +133,18 @@ class _Snapshots:
                 self._write(self._folder / spec.name / f"row{row}_token{token}", inputs)
 
     def _tokens_made(self, spec: GraphSpec, inputs: Mapping[str, Tensor]) -> list[tuple[int, int]]:
-        """(cache row, number of its token) of every row in use that this run makes a token for."""
+        """(cache row, number of its token) of every row in use that this run makes a token for.
+
+        A cache of blocks has no rows: there it is the row of the step. Each piece of a prompt
+        counts as its end, and the next one corrects it.
+        """
         last = inputs["position_ids"].amax(dim=1).tolist()
+        rows = inputs["seq_ids"].tolist() if "seq_ids" in inputs else range(len(last))
         made = []
-        for row, position in zip(inputs["seq_ids"].tolist(), last, strict=True):
+        for row, position in zip(rows, last, strict=True):
             if position < 0:
                 continue
-            if spec.phase is Phase.PREFILL:
+            if spec.phase is not Phase.DECODE:
                 self._prompt_lens[row] = position + 1
             if row in self._prompt_lens:
                 made.append((row, position + 1 - self._prompt_lens[row]))

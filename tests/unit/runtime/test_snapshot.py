@@ -105,6 +105,23 @@ def test_bfloat16_is_widened(folder: Path, tmp_path: Path) -> None:
     assert cache.dtype == np.float32
 
 
+def test_blocks_and_prompts_in_pieces(folder: Path, tmp_path: Path) -> None:
+    paged = {"is_block_kv_layout": True, "pa_block_size": 4, "windowed_context_encoding_size": 2}
+    app = load_app(folder, **SIZES, **paged)
+    register_snapshot_hooks(app, tmp_path, capture_at_requests=[0], capture_for_tokens=[[0, 1]])
+    run(app)
+    prefill, extend = "context_encoding_model_b2_s2", "context_encoding_model_b2_s2_c32"
+    assert {
+        path.parent.parent.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.npy")
+    } == {
+        *(f"{graph}/request0" for graph in (prefill, extend, DECODE)),
+        *(f"{graph}/row0_token0" for graph in (prefill, extend)),
+        f"{DECODE}/row0_token1",
+    }
+    ends = np.load(tmp_path / extend / "row0_token0" / "rank0" / "position_ids.npy")
+    assert ends[0].tolist() == [2, -1]
+
+
 def test_pickles_are_refused(app: NeuronBaseForCausalLM, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"NUMPY_PICKLE is refused.*use NUMPY_IMAGES"):
         register_snapshot_hooks(app, tmp_path, SnapshotOutputFormat.NUMPY_PICKLE, [0])
