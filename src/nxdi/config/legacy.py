@@ -49,8 +49,7 @@ def check_options(config: NeuronConfig) -> None:
 
 def no_op_options(config: NeuronConfig) -> list[tuple[str, Any, str]]:
     """(name, value, reason) of each option that was changed and has no effect here."""
-    is_device = config.backend.startswith("neuron")
-    without_effect = {Status.NO_OP} | (set() if is_device else {Status.DEVICE})
+    without_effect = {Status.NO_OP} | (set() if config.is_for_neuron else {Status.DEVICE})
     return [
         (f.name, getattr(config, f.name), OPTIONS[f.name].reason)
         for f in changed_fields(config)

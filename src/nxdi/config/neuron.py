@@ -235,12 +235,17 @@ class NeuronConfig(KeywordConfig):
         validate(self)
 
     @property
+    def is_for_neuron(self) -> bool:
+        """Whether a Neuron device is what the graphs are made for."""
+        return self.backend.startswith("neuron")
+
+    @property
     def compute_dtype(self) -> torch.dtype:
         """The dtype of arithmetic and caches: that of the weights on Neuron, else float32.
 
         On a CPU 16-bit weights stay 16-bit in memory; activations and caches are float32.
         """
-        return self.torch_dtype if self.backend.startswith("neuron") else torch.float32
+        return self.torch_dtype if self.is_for_neuron else torch.float32
 
     @property
     def cache_dtype(self) -> torch.dtype:

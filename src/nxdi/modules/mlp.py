@@ -35,6 +35,32 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
     return _ACTIVATIONS[name]
 
 
+def _widen(config: InferenceConfig, bias: bool) -> ColumnParallelLinear:
+    """hidden_size -> this rank's part of intermediate_size."""
+    return ColumnParallelLinear(
+        config.hidden_size,
+        config.intermediate_size,
+        bias,
+        gather_output=False,
+        dtype=config.neuron_config.torch_dtype,
+        pad=True,
+    )
+
+
+def _narrow(config: InferenceConfig, bias: bool) -> RowParallelLinear:
+    """This rank's part of intermediate_size -> hidden_size."""
+    neuron = config.neuron_config
+    return RowParallelLinear(
+        config.intermediate_size,
+        config.hidden_size,
+        bias,
+        input_is_parallel=True,
+        dtype=neuron.torch_dtype,
+        pad=True,
+        sequence_parallel_enabled=neuron.sequence_parallel_enabled,
+    )
+
+
 class GatedMLP(nn.Module):
     """SwiGLU and its relatives, column- then row-parallel.
 
@@ -44,26 +70,11 @@ class GatedMLP(nn.Module):
 
     def __init__(self, config: InferenceConfig, bias: bool = False) -> None:
         super().__init__()
-        neuron = config.neuron_config
-        hidden, wide = config.hidden_size, config.intermediate_size
         self.act = activation(config.hidden_act)
-        self.gather = SequenceGather(neuron.sequence_parallel_enabled)
-        dtype = neuron.torch_dtype
-        self.gate_proj = ColumnParallelLinear(
-            hidden, wide, bias, gather_output=False, dtype=dtype, pad=True
-        )
-        self.up_proj = ColumnParallelLinear(
-            hidden, wide, bias, gather_output=False, dtype=dtype, pad=True
-        )
-        self.down_proj = RowParallelLinear(
-            wide,
-            hidden,
-            bias,
-            input_is_parallel=True,
-            dtype=dtype,
-            pad=True,
-            sequence_parallel_enabled=neuron.sequence_parallel_enabled,
-        )
+        self.gather = SequenceGather(config.neuron_config.sequence_parallel_enabled)
+        self.gate_proj = _widen(config, bias)
+        self.up_proj = _widen(config, bias)
+        self.down_proj = _narrow(config, bias)
 
     def preshard_hook(self, model_state_dict: dict[str, Tensor], prefix: str) -> None:
         """Split a fused tensor in a full checkpoint; prefix: this module's path plus "weight"."""
@@ -89,23 +100,10 @@ class PlainMLP(nn.Module):
 
     def __init__(self, config: InferenceConfig, bias: bool = True) -> None:
         super().__init__()
-        neuron = config.neuron_config
-        hidden, wide = config.hidden_size, config.intermediate_size
         self.act = activation(config.hidden_act)
-        self.gather = SequenceGather(neuron.sequence_parallel_enabled)
-        dtype = neuron.torch_dtype
-        self.up_proj = ColumnParallelLinear(
-            hidden, wide, bias, gather_output=False, dtype=dtype, pad=True
-        )
-        self.down_proj = RowParallelLinear(
-            wide,
-            hidden,
-            bias,
-            input_is_parallel=True,
-            dtype=dtype,
-            pad=True,
-            sequence_parallel_enabled=neuron.sequence_parallel_enabled,
-        )
+        self.gather = SequenceGather(config.neuron_config.sequence_parallel_enabled)
+        self.up_proj = _widen(config, bias)
+        self.down_proj = _narrow(config, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down_proj(self.act(self.up_proj(self.gather(x))))

@@ -34,7 +34,7 @@ class Float8KV(nn.Module):
     ) -> None:
         super().__init__()
         self.dtype, self.compute_dtype = config.quant_dtype, neuron.compute_dtype
-        is_neuron_e4m3 = self.dtype == torch.float8_e4m3fn and neuron.backend.startswith("neuron")
+        is_neuron_e4m3 = self.dtype == torch.float8_e4m3fn and neuron.is_for_neuron
         self.limit = _NEURON_E4M3_MAX if is_neuron_e4m3 else torch.finfo(self.dtype).max
         methods = (config.k_quant_method, config.v_quant_method)
         self.k_scales, self.v_scales = (

@@ -108,7 +108,7 @@ class NeuronDynamoRank:
             self._models[phase] = module
         caches = program.make_caches(_step_module(self._models[Phase.DECODE]))
         self.caches = [x.to(_DEVICE) for x in caches]
-        # Both phases share their weights, on the device as here.
+        # All phases share their weights, on the device as here.
         tensors = {x.data_ptr(): x for m in self._models.values() for x in _tensors(m)}
         on_device = {address: x.detach().to(_DEVICE) for address, x in tensors.items()}
         self._weights = {
