@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 PATHS := src tests examples benchmarks setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help compat test-xla demo test slow lint fmt type bench clean
+.PHONY: help compat test-vllm test-xla demo test slow lint fmt type bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -21,6 +21,9 @@ test: lint type  ## lint, check types and run all tests but the slow ones
 
 compat: $(VENV)-4.57/installed  ## run the golden tests on transformers 4.57
 	$(VENV)-4.57/bin/python -m pytest -m "not slow" tests/golden
+
+test-vllm: $(VENV)-vllm/installed  ## run the tests with vLLM (installs 3 GB)
+	$(VENV)-vllm/bin/python -m pytest -m "not slow" tests/vllm_plugin
 
 test-xla: $(VENV)-xla/installed  ## lower every graph to HLO and run it on XLA (installs 8 GB)
 	PJRT_DEVICE=CPU $(VENV)-xla/bin/python -m pytest tests/xla
@@ -44,7 +47,7 @@ bench: $(INSTALLED)  ## measure the cpu backend against transformers, on a quiet
 	$(BIN)/python benchmarks/batching.py
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) $(VENV)-4.57 $(VENV)-xla .demo build .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) $(VENV)-4.57 $(VENV)-vllm $(VENV)-xla .demo build .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
 
 # torch comes first: the rest then keeps the build that is already there.
 $(INSTALLED): setup.py constraints.txt
@@ -57,6 +60,14 @@ $(VENV)-4.57/installed: setup.py
 	test -x $(VENV)-4.57/bin/python || $(PYTHON) -m venv $(VENV)-4.57
 	$(VENV)-4.57/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(VENV)-4.57/bin/python -m pip install --quiet --disable-pip-version-check transformers==4.57.6 --editable '.[test]'
+	touch $@
+
+# vLLM without kernels: its wheel on a registry is the one for CUDA.
+$(VENV)-vllm/installed: setup.py constraints.txt
+	test -x $(VENV)-vllm/bin/python || $(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VENV)-vllm/bin/python -m pip install --quiet --disable-pip-version-check 'setuptools>=78.1.1,<81' wheel packaging setuptools_scm setuptools-rust jinja2 numpy
+	VLLM_TARGET_DEVICE=empty VLLM_VERSION_OVERRIDE=0.32.0 $(VENV)-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-binary vllm --editable '.[demo,vllm]' vllm==0.32.0 pytest pytest-timeout
 	touch $@
 
 # torch_xla on a registry ends at 2.9; transformers is what fits its torch.

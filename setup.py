@@ -19,6 +19,7 @@ def read_version() -> str:
 
 DEMO = ["gguf>=0.17"]
 SERVE = ["fastapi>=0.115", "uvicorn>=0.30"]  # of examples/serve_fastapi.py
+VLLM = ["vllm>=0.32,<0.34"]
 TEST = [
     "hypothesis>=6.100",
     "mypy>=1.15",
@@ -52,11 +53,13 @@ setup(
         "packaging",
         "pyyaml",
     ],
-    extras_require={"demo": DEMO, "serve": SERVE, "test": DEMO + SERVE + TEST},
+    extras_require={"demo": DEMO, "serve": SERVE, "test": DEMO + SERVE + TEST, "vllm": VLLM},
     entry_points={
         "console_scripts": [
             "nxdi=nxdi.cli:main",
             "inference_demo=nxdi.cli.inference_demo:main",
-        ]
+        ],
+        "vllm.platform_plugins": ["nxdi=nxdi.integrations.vllm:register"],
+        "vllm.general_plugins": ["nxdi=nxdi.integrations.vllm:register_models"],
     },
 )

@@ -56,6 +56,16 @@ def neuron_artifacts() -> Path | None:
     return Path(value).expanduser() if value else None
 
 
+def vllm_schedules() -> bool:
+    """`DISABLE_NEURON_CUSTOM_SCHEDULER=1`: vLLM cuts prompts into chunks unless told otherwise."""
+    return os.environ.get("DISABLE_NEURON_CUSTOM_SCHEDULER", "0") not in ("", "0")
+
+
+def samples_on_device() -> bool:
+    """`NEURON_ON_DEVICE_SAMPLING_DISABLED=1`: vLLM's graphs return logits, and the host samples."""
+    return os.environ.get("NEURON_ON_DEVICE_SAMPLING_DISABLED", "0") in ("", "0")
+
+
 def neuron_root() -> str:
     """Where the ranks of all nodes meet, as "host:port".
 

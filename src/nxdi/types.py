@@ -12,6 +12,13 @@ class Phase(str, Enum):
     DECODE = "decode"
     EXTEND = "extend"  # several more tokens for rows that have a past
 
+    @classmethod
+    def of(cls, start: int, num_tokens: int) -> Phase:
+        """The phase of a row's new tokens, which begin at position `start`."""
+        if start == 0:
+            return cls.PREFILL
+        return cls.DECODE if num_tokens == 1 else cls.EXTEND
+
     @property
     def tag(self) -> str:
         """NxDI's name for the sub-model of this phase, used in artefacts.

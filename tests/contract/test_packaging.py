@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import email
 import re
 import shutil
@@ -10,10 +11,13 @@ import sys
 import zipfile
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import nxdi
+import nxdi.cli.inference_demo
+import nxdi.integrations.vllm
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,13 +72,27 @@ def test_constraints_pin_every_requirement(wheel: zipfile.ZipFile) -> None:
     assert required_names(wheel, extras=True) <= pinned
 
 
-def test_the_commands_are_the_cli(wheel: zipfile.ZipFile) -> None:
-    lines = metadata_file(wheel, "entry_points.txt").split("\n")
-    named = dict(line.split(" = ") for line in lines if " = " in line)
-    assert named.keys() == {"nxdi", "inference_demo"}
-    loaded = {name: EntryPoint(name, named[name], "console_scripts").load() for name in named}
-    assert loaded["nxdi"] is nxdi.cli.main
-    assert loaded["inference_demo"] is nxdi.cli.inference_demo.main
+def entry_points_of(wheel: zipfile.ZipFile) -> dict[str, dict[str, Any]]:
+    parser = configparser.ConfigParser()
+    parser.read_string(metadata_file(wheel, "entry_points.txt"))
+    return {
+        group: {
+            name: EntryPoint(name, value, group).load() for name, value in parser[group].items()
+        }
+        for group in parser.sections()
+    }
+
+
+def test_entry_points(wheel: zipfile.ZipFile) -> None:
+    vllm = nxdi.integrations.vllm
+    assert entry_points_of(wheel) == {
+        "console_scripts": {
+            "nxdi": nxdi.cli.main,
+            "inference_demo": nxdi.cli.inference_demo.main,
+        },
+        "vllm.platform_plugins": {"nxdi": vllm.register},
+        "vllm.general_plugins": {"nxdi": vllm.register_models},
+    }
 
 
 @pytest.mark.parametrize("name", nxdi.__all__)

@@ -7,17 +7,16 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import count
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from nxdi.errors import ConfigError, ShapeError
-from nxdi.generation.blocks import BlockManager
 from nxdi.generation.capacity import make_blocks, sequence_limits, step_limits
 from nxdi.generation.hf_adapter import HuggingFaceGenerationAdapter
 from nxdi.generation.requests import Completion, Logprobs, Output, Request, RequestOptions
+from nxdi.generation.rows import Row, run_rows
 from nxdi.generation.scheduler import Scheduler, Work
 from nxdi.generation.streaming import TextStream
 from nxdi.generation.token_choice import check_can_choose, logprobs_of, make_token_choice
@@ -199,14 +198,15 @@ class ContinuousBatcher:
     def _run(self, works: Sequence[Work]) -> None:
         """One call of the model; nothing changes before all of it has succeeded."""
         inputs = self._choice.inputs([work.request for work in works])
-        output = _call(self.model, works, self._blocks, inputs)
+        rows = [Row(work.tokens, work.start, self._blocks.table(work.request.id)) for work in works]
+        output = run_rows(self.model, rows, inputs)
         chosen = [
             self._choose(work.request, output, row) if work.brings_token else None
             for row, work in enumerate(works)
         ]
         for work, new in zip(works, chosen, strict=True):
             request = work.request
-            self._blocks.fill(request.id, request.tokens[work.start : work.stop])
+            self._blocks.fill(request.id, work.tokens)
             request.num_computed = work.stop
             if new is not None:
                 request.append(*new)
@@ -251,37 +251,6 @@ class RequestStream:
                 yield output
             if self._is_open:
                 await self._batcher._advance_async()
-
-
-def _call(
-    model: NeuronBaseForCausalLM,
-    works: Sequence[Work],
-    blocks: BlockManager,
-    sampling: dict[str, Any],
-) -> CausalLMOutput:
-    """Run rows of one phase; outputs in the order of `works`."""
-    width = max(work.num_tokens for work in works)
-    input_ids = torch.zeros(len(works), width, dtype=torch.int32)
-    position_ids = torch.full_like(input_ids, -1)
-    for row, work in enumerate(works):
-        tokens = work.request.tokens[work.start : work.stop]
-        input_ids[row, : work.num_tokens] = torch.tensor(tokens)
-        position_ids[row, : work.num_tokens] = torch.arange(work.start, work.stop)
-    tables = [blocks.table(work.request.id) for work in works]
-    if model.neuron_config.is_block_kv_layout:
-        rows = torch.arange(len(works), dtype=torch.int32)
-        cache = {"block_table": _block_table(tables)}
-    else:
-        rows, cache = torch.tensor([table[0] for table in tables], dtype=torch.int32), {}
-    return model(input_ids, position_ids=position_ids, seq_ids=rows, **cache, **sampling)
-
-
-def _block_table(tables: Sequence[Sequence[int]]) -> Tensor:
-    """[R, nb] int32; shorter rows end in -1."""
-    padded = torch.full((len(tables), max(map(len, tables))), -1, dtype=torch.int32)
-    for row, table in enumerate(tables):
-        padded[row, : len(table)] = torch.tensor(table)
-    return padded
 
 
 def _drain(queue: deque[Request]) -> Iterator[Request]:

@@ -46,10 +46,12 @@ class Work:
         return self.stop - self.start
 
     @property
+    def tokens(self) -> list[int]:
+        return self.request.tokens[self.start : self.stop]
+
+    @property
     def phase(self) -> Phase:
-        if self.start == 0:
-            return Phase.PREFILL
-        return Phase.DECODE if self.num_tokens == 1 else Phase.EXTEND
+        return Phase.of(self.start, self.num_tokens)
 
     @property
     def brings_token(self) -> bool:

@@ -70,12 +70,18 @@ def class_for_architecture(architecture: str) -> type[NeuronBaseForCausalLM]:
     if architecture in installed:
         loaded: type[NeuronBaseForCausalLM] = installed[architecture].load()
         return loaded
-    known = sorted({*ARCHITECTURES, *_REGISTERED, *installed})
+    known = ", ".join(name for name in known_architectures() if name != GENERIC)
     raise UnsupportedError(
-        f"architecture {shown(architecture)} is not known; known are {', '.join(known)}. To run a "
+        f"architecture {shown(architecture)} is not known; known are {known}. To run a "
         "model of your own, subclass NeuronBaseForCausalLM and nxdi.register it "
         "(docs/add-a-model.md)"
     )
+
+
+def known_architectures() -> list[str]:
+    """Every name that `class_for_architecture` takes."""
+    installed = [point.name for point in entry_points(group=ENTRY_POINTS)]
+    return sorted({*ARCHITECTURES, *_REGISTERED, *installed, GENERIC})
 
 
 def class_for_folder(

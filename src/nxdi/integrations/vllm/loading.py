@@ -1,0 +1,81 @@
+"""The model that a configuration of vLLM asks for, compiled or found compiled."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nxdi import env
+from nxdi.errors import ArtifactError
+from nxdi.integrations.vllm.layout import is_paged, num_cache_blocks
+from nxdi.integrations.vllm.options import asked_options, neuron_options
+from nxdi.models.auto import AutoModelForCausalLM, default_artifact_dir
+from nxdi.models.causal_lm import NeuronBaseForCausalLM
+from nxdi.runtime.store import MANIFEST
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+_BESIDE = "neuron-compiled-artifacts"  # a folder in the model's
+
+
+def load_model(config: VllmConfig) -> NeuronBaseForCausalLM:
+    """The loaded model; its graphs come from the first of these that applies.
+
+    `NEURON_COMPILED_ARTIFACTS`: loaded if it was made for what is asked, filled if it is empty.
+    A folder beside the checkpoint, or in the cache if that cannot be written, named after
+    everything that decides the graphs.
+    Raises: ArtifactError that shows the difference, for graphs made for something else.
+    """
+    folder = Path(config.model_config.model)
+    asked = asked_options(config, is_paged(config), num_cache_blocks(config))
+    model_cls = AutoModelForCausalLM.class_for(folder, config.model_config.architecture)
+    path = env.neuron_artifacts()
+    if path is not None and (path / MANIFEST).is_file():
+        return _load_made_for(path, model_cls, folder, asked)
+    model = _new(model_cls, folder, neuron_options(asked))
+    if path is None:
+        path = _own_folder(model)
+    model.compile_if(lambda: not (path / MANIFEST).is_file(), path)
+    model.load(path)
+    return model
+
+
+def _load_made_for(
+    path: Path, model_cls: type[NeuronBaseForCausalLM], folder: Path, asked: dict[str, Any]
+) -> NeuronBaseForCausalLM:
+    """Graphs that somebody has compiled: what is not asked may be as they have it."""
+    neuron = model_cls.get_config_cls().load(path).neuron_config
+    wanted = type(neuron)(**neuron_options(asked))
+    differences = [
+        f"{name}: compiled {getattr(neuron, name)!r}, asked {getattr(wanted, name)!r}"
+        for name in asked
+        if getattr(neuron, name) != getattr(wanted, name)
+    ]
+    if not neuron.output_logits and neuron.on_device_sampling_config is not None:
+        differences.append("output_logits: compiled False, but vLLM needs True")
+    if differences:
+        raise ArtifactError(
+            f"NEURON_COMPILED_ARTIFACTS={path} was compiled for something else: "
+            f"{'; '.join(differences)}. Change the options, or name another folder"
+        )
+    config_cls = model_cls.get_config_cls()
+    model = model_cls(folder, config_cls.from_pretrained(folder, neuron))
+    model.load(path)
+    return model
+
+
+def _new(
+    model_cls: type[NeuronBaseForCausalLM], folder: Path, options: dict[str, Any]
+) -> NeuronBaseForCausalLM:
+    config_cls = model_cls.get_config_cls()
+    neuron = config_cls.get_neuron_config_cls()(**options)
+    return model_cls(folder, config_cls.from_pretrained(folder, neuron))
+
+
+def _own_folder(model: NeuronBaseForCausalLM) -> Path:
+    in_cache = default_artifact_dir(model)
+    if not os.access(model.model_path, os.W_OK):
+        return in_cache
+    return model.model_path / _BESIDE / in_cache.name

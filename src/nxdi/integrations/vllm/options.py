@@ -1,0 +1,125 @@
+"""vLLM's options and `override_neuron_config`, as keywords of NeuronConfig. No model is touched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from nxdi import env
+from nxdi.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+_OVERRIDES = ("override_neuron_config", "override-neuron-config")
+# vLLM's name of each keyword that vLLM decides.
+_DECIDED_BY = {
+    "batch_size": "max_num_seqs",
+    "max_batch_size": "max_num_seqs",
+    "tkg_batch_size": "max_num_seqs",
+    "seq_len": "max_model_len",
+    "max_length": "max_model_len",
+    "n_positions": "max_model_len",
+    "tp_degree": "tensor_parallel_size",
+    "torch_dtype": "dtype",
+    "is_prefix_caching": "enable_prefix_caching",
+    "is_block_kv_layout": "enable_prefix_caching",
+    "pa_block_size": "block_size",
+    "pa_num_blocks": "num_gpu_blocks_override",
+}
+_CACHE_DTYPES = {"fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
+
+
+def override_options(config: VllmConfig) -> dict[str, Any]:
+    """What the user put under `override_neuron_config`, a dictionary or its JSON.
+
+    Raises: ConfigError for other keys beside it, and for what is no dictionary.
+    """
+    additional = config.additional_config or {}
+    if not isinstance(additional, Mapping):
+        raise ConfigError(f"additional_config must be a dictionary, not {additional!r}")
+    unknown = sorted(set(additional) - set(_OVERRIDES))
+    given = [name for name in _OVERRIDES if name in additional]
+    if unknown or len(given) > 1:
+        raise ConfigError(
+            f"additional_config has {sorted(additional)}; put NeuronConfig's keywords into "
+            'additional_config={"override_neuron_config": {...}} and nothing beside it'
+        )
+    value = additional[given[0]] if given else {}
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"override_neuron_config is not JSON ({error}): {value!r}") from error
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"override_neuron_config must be a dictionary, not {value!r}")
+    return dict(value)
+
+
+def asked_options(config: VllmConfig, is_paged: bool, num_blocks: int) -> dict[str, Any]:
+    """The keywords of NeuronConfig that this configuration of vLLM decides, or the user gave.
+
+    num_blocks: of a paged cache.
+    Raises: ConfigError where `override_neuron_config` contradicts an option of vLLM.
+    """
+    overrides = override_options(config)
+    decided = _decided_by_vllm(config, is_paged, num_blocks)
+    tp_degree = overrides.get("tp_degree")
+    if tp_degree is not None and decided["tp_degree"] == 1:
+        decided["tp_degree"] = tp_degree  # 1 is also what vLLM has when nobody asked
+    for name, value in decided.items():
+        given = overrides.pop(name, value)
+        if _plain(given) != _plain(value):
+            raise ConfigError(
+                f"override_neuron_config has {name}={given!r}, which contradicts vLLM's "
+                f"{_DECIDED_BY.get(name, name)}: it makes that {value!r}; leave one of them out"
+            )
+    return {**decided, **overrides}
+
+
+def neuron_options(asked: dict[str, Any]) -> dict[str, Any]:
+    """All keywords that nxdi compiles with: what was asked, and what serving needs."""
+    defaults: dict[str, Any] = {
+        "enable_bucketing": True,
+        "is_continuous_batching": True,
+        "ctx_batch_size": 1,
+        "output_logits": True,  # for requests that the host samples
+    }
+    if env.samples_on_device():
+        defaults["on_device_sampling_config"] = {"dynamic": True}
+    return {**defaults, **asked}
+
+
+def _decided_by_vllm(config: VllmConfig, is_paged: bool, num_blocks: int) -> dict[str, Any]:
+    rows, length = config.scheduler_config.max_num_seqs, config.model_config.max_model_len
+    options: dict[str, Any] = {
+        "batch_size": rows,
+        "max_batch_size": rows,
+        "tkg_batch_size": rows,
+        "seq_len": length,
+        "max_length": length,
+        "n_positions": length,
+        "tp_degree": config.parallel_config.tensor_parallel_size,
+        "torch_dtype": config.model_config.dtype,
+        "is_block_kv_layout": is_paged,
+        "is_prefix_caching": bool(config.cache_config.enable_prefix_caching),
+    }
+    if is_paged:
+        options["pa_block_size"] = config.cache_config.block_size
+        options["pa_num_blocks"] = num_blocks
+    if config.scheduler_config.enable_chunked_prefill:
+        options["max_context_length"] = min(config.scheduler_config.max_num_batched_tokens, length)
+        options["chunked_prefill_config"] = override_options(config).get(
+            "chunked_prefill_config", {}
+        )
+    if config.cache_config.cache_dtype in _CACHE_DTYPES:
+        dtype = _CACHE_DTYPES[config.cache_config.cache_dtype]
+        options["kv_cache_quant"] = True
+        options["kv_quant_config"] = {"quant_dtype": dtype}
+    return options
+
+
+def _plain(value: Any) -> Any:
+    """A dtype by its name, so that it equals what JSON can say."""
+    return str(value).removeprefix("torch.") if not isinstance(value, (int, dict)) else value
