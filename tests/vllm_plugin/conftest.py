@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tiny_models import tiny_hf_model
 
 # vLLM reads these when it is imported.

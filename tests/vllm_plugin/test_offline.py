@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from tolerances import LOGITS_FP32
 
 NUM_PROMPTS = 12
