@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from vllm_plugin.serving import NAME, Server, serve
 
 OPTIONS = (

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import snapshot_download
+
 from nxdi import env
 from nxdi.errors import ArtifactError
 from nxdi.integrations.vllm.layout import is_paged, num_cache_blocks
@@ -28,7 +30,9 @@ def load_model(config: VllmConfig) -> NeuronBaseForCausalLM:
     everything that decides the graphs.
     Raises: ArtifactError that shows the difference, for graphs made for something else.
     """
-    folder = Path(config.model_config.model)
+    folder = local_folder(
+        config.model_config.model, config.model_config.revision, config.load_config.download_dir
+    )
     asked = asked_options(config, is_paged(config), num_cache_blocks(config))
     model_cls = AutoModelForCausalLM.class_for(folder, config.model_config.architecture)
     path = env.neuron_artifacts()
@@ -40,6 +44,13 @@ def load_model(config: VllmConfig) -> NeuronBaseForCausalLM:
     model.compile_if(lambda: not (path / MANIFEST).is_file(), path)
     model.load(path)
     return model
+
+
+def local_folder(model: str, revision: str | None, download_dir: str | None) -> Path:
+    """The model's folder; a name on the Hugging Face hub is downloaded."""
+    if Path(model).is_dir():
+        return Path(model)
+    return Path(snapshot_download(model, revision=revision, cache_dir=download_dir))
 
 
 def _load_made_for(

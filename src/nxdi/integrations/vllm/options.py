@@ -28,7 +28,13 @@ _DECIDED_BY = {
     "pa_block_size": "block_size",
     "pa_num_blocks": "num_gpu_blocks_override",
 }
-_CACHE_DTYPES = {"fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
+# vLLM's kv_cache_dtype; None: that of the model.
+KV_CACHE_DTYPES = {
+    "auto": None,
+    "fp8": "float8_e4m3fn",
+    "fp8_e4m3": "float8_e4m3fn",
+    "fp8_e5m2": "float8_e5m2",
+}
 
 
 def override_options(config: VllmConfig) -> dict[str, Any]:
@@ -113,8 +119,8 @@ def _decided_by_vllm(config: VllmConfig, is_paged: bool, num_blocks: int) -> dic
         options["chunked_prefill_config"] = override_options(config).get(
             "chunked_prefill_config", {}
         )
-    if config.cache_config.cache_dtype in _CACHE_DTYPES:
-        dtype = _CACHE_DTYPES[config.cache_config.cache_dtype]
+    dtype = KV_CACHE_DTYPES[config.cache_config.cache_dtype]
+    if dtype is not None:
         options["kv_cache_quant"] = True
         options["kv_quant_config"] = {"quant_dtype": dtype}
     return options

@@ -14,11 +14,13 @@ from vllm.platforms.interface import Platform, PlatformEnum
 
 from nxdi.errors import UnsupportedError
 from nxdi.integrations.vllm.layout import lay_out_cache
+from nxdi.integrations.vllm.options import KV_CACHE_DTYPES
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+LOAD_FORMATS = ("auto", "hf", "safetensors", "pt")
 WORKER = "nxdi.integrations.vllm.worker.NxdiWorker"
 
 
@@ -112,23 +114,25 @@ class NxdiPlatform(Platform):
 
 
 def _refuse_unsupported(config: VllmConfig) -> None:
-    parallel = config.parallel_config
-    refused = {
-        "enable_lora": (config.lora_config is not None, "merge the adapter into the checkpoint"),
-        "speculative_config": (config.speculative_config is not None, "leave it out"),
-        "pipeline_parallel_size": (
-            parallel.pipeline_parallel_size > 1,
-            "use tensor_parallel_size",
-        ),
-        "decode_context_parallel_size": (
-            parallel.decode_context_parallel_size > 1,
-            "use tensor_parallel_size",
-        ),
-        "kv_transfer_config": (config.kv_transfer_config is not None, "leave it out"),
-    }
-    for option, (is_asked, remedy) in refused.items():
-        if is_asked:
-            raise UnsupportedError(f"nxdi does not support vLLM's {option}; {remedy}")
+    parallel, ranks = config.parallel_config, "use tensor_parallel_size"
+    for option, value, offered, remedy in (
+        ("enable_lora", config.lora_config, (None,), "merge the adapter into the checkpoint"),
+        ("speculative_config", config.speculative_config, (None,), "leave it out"),
+        ("kv_transfer_config", config.kv_transfer_config, (None,), "leave it out"),
+        ("pipeline_parallel_size", parallel.pipeline_parallel_size, (1,), ranks),
+        ("decode_context_parallel_size", parallel.decode_context_parallel_size, (1,), ranks),
+        ("load_format", config.load_config.load_format, LOAD_FORMATS, "leave it out"),
+        ("kv_cache_dtype", config.cache_config.cache_dtype, KV_CACHE_DTYPES, "leave it out"),
+        ("hf_overrides", _overridden(config), (set(),), "change config.json"),
+    ):
+        if value not in offered:
+            raise UnsupportedError(f"nxdi does not support vLLM's {option}={value!r}; {remedy}")
+
+
+def _overridden(config: VllmConfig) -> Any:
+    """What vLLM is told to read otherwise than config.json has it, but for the architecture."""
+    overrides = config.model_config.hf_overrides
+    return overrides if callable(overrides) else set(overrides or {}) - {"architectures"}
 
 
 def _nothing() -> None:

@@ -34,7 +34,7 @@ class NxdiWorker(WorkerBase):
 
     def load_model(self, *, load_dummy_weights: bool = False) -> None:
         if load_dummy_weights:
-            raise UnsupportedError("nxdi loads real weights only; leave load_format out")
+            raise UnsupportedError("nxdi loads real weights only; leave elastic scaling out")
         start = time.perf_counter()
         self.runner = ModelRunner(load_model(self.vllm_config), self.vllm_config)
         self._load_time = time.perf_counter() - start
