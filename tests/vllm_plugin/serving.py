@@ -10,13 +10,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 NAME = "tiny"
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # as many as a tiny model can use
 _START_SECONDS = 240
 
 
@@ -49,7 +50,9 @@ class Server:
 
 
 @contextmanager
-def serve(model: Path, log: Path, options: Sequence[str] = ()) -> Iterator[Server]:
+def serve(
+    model: Path, log: Path, options: Sequence[str], variables: Mapping[str, str] | None = None
+) -> Iterator[Server]:
     """A server of `model`, from when it is ready; killed at the end if it still runs."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -58,7 +61,7 @@ def serve(model: Path, log: Path, options: Sequence[str] = ()) -> Iterator[Serve
         *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model)),
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", NAME, *options),
     ]
-    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", **(variables or {})}
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
     server = Server(f"http://127.0.0.1:{port}", process, log)

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from vllm_plugin.serving import NAME, Server, serve
+from vllm_plugin.serving import NAME, ONE_THREAD, Server, serve
 
 OPTIONS = (
     *("--dtype", "float32", "--max-model-len", "128", "--max-num-seqs", "4"),
@@ -31,7 +31,9 @@ SCHEMA = {
 
 @pytest.fixture(scope="module")
 def server(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serve(model_dir, tmp_path_factory.mktemp("log") / "server.log", OPTIONS) as running:
+    with serve(
+        model_dir, tmp_path_factory.mktemp("log") / "server.log", OPTIONS, ONE_THREAD
+    ) as running:
         yield running
         assert running.stop() == 0
 

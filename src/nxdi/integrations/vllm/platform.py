@@ -81,9 +81,9 @@ class NxdiPlatform(Platform):
 
     @classmethod
     def pre_register_and_update(cls, parser: FlexibleArgumentParser | None = None) -> None:
-        from nxdi.integrations.vllm.defaults import set_defaults
+        from nxdi.integrations.vllm.patches import patch
 
-        set_defaults()
+        patch()
 
     @classmethod
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
