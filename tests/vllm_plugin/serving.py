@@ -51,14 +51,21 @@ class Server:
 
 @contextmanager
 def serve(
-    model: Path, log: Path, options: Sequence[str], variables: Mapping[str, str] | None = None
+    model: Path,
+    log: Path,
+    options: Sequence[str],
+    variables: Mapping[str, str] | None = None,
+    python: str = sys.executable,
 ) -> Iterator[Server]:
-    """A server of `model`, from when it is ready; killed at the end if it still runs."""
+    """A server of `model`, from when it is ready; killed at the end if it still runs.
+
+    variables: of its environment, beside ours.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [
-        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model)),
+        *(python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", NAME, *options),
     ]
     environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", **(variables or {})}

@@ -62,10 +62,10 @@ def _verify_with_parallel_config(self: ModelConfig, parallel_config: Any) -> Non
     _originals["verify"](self, one_rank)
 
 
-def _validate_structured_outputs(self: SamplingParams, *args: Any, **kwargs: Any) -> None:
+def _validate_structured_outputs(self: SamplingParams, *args: Any) -> None:
     check_constraints(self.structured_outputs)
     try:
-        _originals["validate"](self, *args, **kwargs)
+        _originals["validate"](self, *args)
     except VLLMValidationError:
         raise
     except Exception as error:  # a compiler's own, for what only the request can have caused
