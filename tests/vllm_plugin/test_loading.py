@@ -161,6 +161,7 @@ def test_a_registered_model_is_served(make_llm: Any, own_model: Path) -> None:
         ({"load_format": "dummy"}, UnsupportedError, "load_format"),
         ({"hf_overrides": {"rope_theta": 5.0}}, UnsupportedError, "hf_overrides"),
         ({"kv_cache_dtype": "int8_per_token_head"}, UnsupportedError, "kv_cache_dtype"),
+        ({"enable_prompt_embeds": True}, UnsupportedError, "enable_prompt_embeds"),
     ],
 )
 def test_what_is_not_offered_is_refused(
@@ -191,6 +192,18 @@ def test_a_name_on_the_hub_is_fetched(
     assert asked == ["somebody/model"]
     assert loading.local_folder(str(own_model), None, None) == own_model
     assert asked == ["somebody/model"]
+
+
+def test_defaults_are_those_of_compiled_graphs(
+    make_llm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_llm(max_num_seqs=None).llm_engine.vllm_config
+    assert config.scheduler_config.max_num_seqs == 32
+    assert not config.scheduler_config.enable_chunked_prefill
+    assert not config.cache_config.enable_prefix_caching
+    monkeypatch.setenv("DISABLE_NEURON_CUSTOM_SCHEDULER", "1")
+    config = make_llm().llm_engine.vllm_config
+    assert config.scheduler_config.enable_chunked_prefill
 
 
 def test_requests_that_are_not_offered_are_refused(make_llm: Any) -> None:

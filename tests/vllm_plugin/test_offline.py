@@ -255,6 +255,34 @@ def test_structured_outputs(
         assert re.fullmatch(pattern, output.outputs[0].text)
 
 
+def test_logits_processors_of_ones_own(make_llm: Any, prompts: list[list[int]]) -> None:
+    from vllm.v1.sample.logits_processor import LogitsProcessor
+
+    class Counting(LogitsProcessor):
+        """Forces token n as the n-th of each request."""
+
+        def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
+            self.outputs: dict[int, list[int]] = {}
+
+        def is_argmax_invariant(self) -> bool:
+            return False
+
+        def update_state(self, batch_update: Any) -> None:
+            for row, _, _, outputs in batch_update.added if batch_update else ():
+                self.outputs[row] = outputs
+
+        def apply(self, logits: torch.Tensor) -> torch.Tensor:
+            for row, outputs in self.outputs.items():
+                logits[row, len(outputs)] = 1000.0
+            return logits
+
+    llm = make_llm(logits_processors=[Counting])
+    # The number of rows changes as requests end.
+    lengths = [params(max_tokens=length) for length in (3, 9, 16, 5)]
+    found = tokens_of(run(llm, prompts[:4], lengths))
+    assert found == [list(range(length)) for length in (3, 9, 16, 5)]
+
+
 def test_stop_strings_and_tokens(
     make_llm: Any, prompts: list[list[int]], greedy: list[list[int]]
 ) -> None:

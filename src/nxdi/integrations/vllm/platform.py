@@ -124,6 +124,7 @@ def _refuse_unsupported(config: VllmConfig) -> None:
         ("load_format", config.load_config.load_format, LOAD_FORMATS, "leave it out"),
         ("kv_cache_dtype", config.cache_config.cache_dtype, KV_CACHE_DTYPES, "leave it out"),
         ("hf_overrides", _overridden(config), (set(),), "change config.json"),
+        ("enable_prompt_embeds", config.model_config.enable_prompt_embeds, (False,), "give tokens"),
     ):
         if value not in offered:
             raise UnsupportedError(f"nxdi does not support vLLM's {option}={value!r}; {remedy}")
