@@ -34,14 +34,13 @@ class Server:
 
         return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120)
 
-    def metric(self, name: str) -> float:
-        """The sum of a metric over its labels."""
+    def metric(self, name: str, engine: str = "") -> float:
+        """The sum of a metric over its labels, or over those of one engine."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as answer:
             lines = answer.read().decode().splitlines()
-        values = [
-            line.rsplit(" ", 1)[1] for line in lines if line.startswith((f"{name}{{", f"{name} "))
-        ]
-        return sum(map(float, values))
+        label = f'engine="{engine}"' if engine else ""
+        own = [line for line in lines if line.startswith((f"{name}{{", f"{name} "))]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in own if label in line)
 
     def stop(self) -> int:
         """End it as an operator would. Returns: its exit code."""

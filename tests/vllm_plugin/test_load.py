@@ -95,6 +95,21 @@ def test_64_streams_at_once_are_those_of_each_alone(server: Server) -> None:
 
 
 @pytest.mark.slow
+def test_replicas_share_the_requests(model_dir: Path, tmp_path: Path) -> None:
+    options = (*OPTIONS, "--data-parallel-size", "2")
+    with serve(model_dir, tmp_path / "server.log", options, ONE_THREAD) as server:
+
+        async def main() -> list[tuple[str, int]]:
+            async with client_of(server) as client:
+                return await asyncio.gather(*(stream(client, bodies()[0]) for _ in range(24)))
+
+        assert len(set(asyncio.run(main()))) == 1
+        for replica in ("0", "1"):
+            assert server.metric("vllm:generation_tokens_total", engine=replica) > 0
+        assert server.stop() == 0
+
+
+@pytest.mark.slow
 def test_100_clients_that_leave_give_their_cache_back(server: Server) -> None:
     async def leave(client: httpx.AsyncClient, i: int) -> None:
         body = {"model": NAME, "prompt": "Hello", "max_tokens": 100, "ignore_eos": True}
