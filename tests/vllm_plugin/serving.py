@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,15 +69,17 @@ def serve(
     ]
     environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", **(variables or {})}
     with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, env=environment, start_new_session=True
+        )
     server = Server(f"http://127.0.0.1:{port}", process, log)
     try:
         _wait(server)
         yield server
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        with suppress(ProcessLookupError):  # a server that is killed leaves its engines behind
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _wait(server: Server) -> None:
