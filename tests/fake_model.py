@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ class FakeGraph:
     batch_size: int
     num_tokens: int
     length: int
+    context: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class FakePlan:
 class FakeModel:
     """Options as NeuronConfig's; chunk: tokens of the EXTEND graph, None: there is none.
 
+    async_mode: a class attribute, so that tests can run either way without saying so each time.
     calls: (phase, tokens of each row) of every call so far.
     fail_in: the number of calls after which one call fails.
     """
@@ -70,8 +72,10 @@ class FakeModel:
     output_logits: bool = False
     allow_input_truncation: bool = False
     prefill_again_at: int | None = None
+    max_context: int | None = None  # tokens that the EXTEND graph sees, if not seq_len
     calls: list[tuple[Phase, list[int]]] = field(default_factory=list)
     fail_in: int | None = None
+    async_mode: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self.config = SimpleNamespace(vocab_size=VOCAB_SIZE)
@@ -85,6 +89,7 @@ class FakeModel:
             is_prefix_caching=self.shares_prefixes,
             on_device_sampling_config=self.sampling,
             output_logits=self.output_logits,
+            async_mode=self.async_mode,
         )
         graphs = [
             FakeGraph(
@@ -93,7 +98,8 @@ class FakeModel:
             FakeGraph(Phase.DECODE, self.rows, 1, self.seq_len),
         ]
         if self.chunk is not None:
-            graphs.append(FakeGraph(Phase.EXTEND, 2, self.chunk, self.seq_len))
+            context = self.max_context or self.seq_len
+            graphs.append(FakeGraph(Phase.EXTEND, 2, self.chunk, self.chunk, context))
         self.plan = FakePlan(tuple(graphs))
         self.cache: dict[int, int] = {}
 

@@ -11,17 +11,18 @@ import torch
 from nxdi.config import OPTIONS, NeuronConfig, OnDeviceSamplingConfig, Status, no_op_options
 from nxdi.errors import UnsupportedError
 
-OWN = {"backend"}
+OWN = {"backend", "kv_cache_memory_bytes"}
 
 _SUPPORTED = """
-    allow_input_truncation attn_cls backend batch_size chunked_prefill_config
+    allow_input_truncation async_mode attn_cls backend batch_size chunked_prefill_config
     context_encoding_buckets ctx_batch_size enable_bucketing is_block_kv_layout
-    is_continuous_batching is_prefix_caching kv_cache_batch_size kv_cache_quant kv_quant_config
-    local_ranks_size max_batch_size max_context_length max_length max_new_tokens on_cpu
-    on_device_sampling_config output_logits overrides_torch_dtype pa_block_size pa_num_blocks
-    padding_side save_sharded_checkpoint seq_len sequence_parallel_enabled skip_warmup start_rank_id
-    tkg_batch_size token_generation_batches token_generation_buckets torch_dtype tp_degree
-    vocab_parallel windowed_context_encoding_size world_size
+    is_continuous_batching is_prefix_caching kv_cache_batch_size kv_cache_memory_bytes
+    kv_cache_quant kv_quant_config local_ranks_size max_batch_size max_context_length max_length
+    max_new_tokens on_cpu on_device_sampling_config output_logits overrides_torch_dtype
+    pa_block_size pa_num_blocks padding_side prefix_buckets save_sharded_checkpoint seq_len
+    sequence_parallel_enabled skip_warmup start_rank_id tkg_batch_size token_generation_batches
+    token_generation_buckets torch_dtype tp_degree vocab_parallel windowed_context_encoding_size
+    world_size
 """
 
 _NO_OP = """
@@ -48,13 +49,13 @@ _DEVICE = """
 """
 
 _REFUSED = """
-    activation_quantization_type async_mode attention_dp_degree attention_dtype cast_type cp_degree
+    activation_quantization_type attention_dp_degree attention_dtype cast_type cp_degree
     draft_model_modules_to_not_convert eagle_rolling_buffer_kernel_enabled
     enable_eagle_draft_input_norm enable_eagle_speculation enable_fused_speculation
     enable_ve_data_parallel ep_degree flash_decoding_enabled fused_rmsnorm_skip_gamma is_eagle3
     is_eagle_draft is_full_model_shuffled is_medusa is_mxfp4_compute lora_config
     medusa_speculation_length medusa_tree mlp_cp_degree modules_to_not_convert num_medusa_heads
-    padded_hidden_size padded_intermediate_size pp_degree prefix_buckets qk_layernorm
+    padded_hidden_size padded_intermediate_size pp_degree qk_layernorm
     quantization_block_axis quantization_block_size quantization_dtype quantization_scale_dtype
     quantization_type quantize_clamp_bound quantized quantized_checkpoints_path
     quantized_mlp_kernel_enabled rmsnorm_quantize_kernel_enabled rpl_reduce_dtype skip_sharding
@@ -107,7 +108,6 @@ def _other_value(f: Field[Any], default: Any) -> Any:
         "torch.dtype": torch.bfloat16,
         "list[str]": ["lm_head"],
         "list[int]": [64, 128],
-        "list[Any]": [[512, 0]],
         "Any": {"key": 1},
     }
     return kinds[str(f.type).removesuffix(" | None")]

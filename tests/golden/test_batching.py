@@ -28,6 +28,13 @@ CACHES: dict[str, dict[str, Any]] = {
     "rows in pieces": {**ROWS, "windowed_context_encoding_size": 16},
     "blocks": PAGED,
     "blocks, prefixes": {**PAGED, "is_prefix_caching": True},
+    "blocks, prefix buckets": {**PAGED, "is_prefix_caching": True, "prefix_buckets": [16, 32]},
+    "blocks, prefixes, steps ahead": {
+        **PAGED,
+        "is_prefix_caching": True,
+        "async_mode": True,
+        "on_device_sampling_config": {"dynamic": True},
+    },
     # Enough for one sequence and a half: requests lose their blocks and start over.
     "few blocks, pieces": {**PAGED, **PIECES, "pa_num_blocks": 18},
     "few blocks, prefixes, tp 2": {

@@ -69,15 +69,20 @@ def blocks_of(row: int) -> Tensor:
     return (torch.randperm(12, generator=torch.Generator().manual_seed(row)) + 12 * row).int()[None]
 
 
+@pytest.mark.parametrize("prefix_buckets", [None, [24, 40]])
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("num_shared", [0, 8, 24, 56])
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3"])
 def test_a_prefix_that_is_in_the_cache(
-    name: str, num_shared: int, batch_size: int, reference_of: Get
+    name: str,
+    num_shared: int,
+    batch_size: int,
+    prefix_buckets: list[int] | None,
+    reference_of: Get,
 ) -> None:
     """NxDI's contract: lengths before and after the step, a block table and slots."""
     reference = reference_of(name)
-    app = prefix_app(reference, batch_size=batch_size)
+    app = prefix_app(reference, batch_size=batch_size, prefix_buckets=prefix_buckets)
     prompt = reference.prompts[64][None]
     table = blocks_of(0)
     if num_shared:

@@ -80,3 +80,50 @@ def test_a_plan_covers_all_that_the_config_allows(config: NeuronConfig) -> None:
     assert plan.max_length(Phase.DECODE) == config.max_length
     assert plan.max_batch(Phase.DECODE) == config.tkg_batch_size
     assert len({graph.name for graph in plan.graphs}) == len(plan.graphs)
+
+
+@st.composite
+def prefix_configs(draw: st.DrawFn) -> NeuronConfig:
+    seq_len = draw(st.integers(2, 600))
+    longest = draw(st.integers(1, seq_len))
+    return NeuronConfig(
+        seq_len=seq_len,
+        max_context_length=longest,
+        enable_bucketing=True,
+        context_encoding_buckets=draw(
+            st.none() | st.sets(st.integers(1, longest), min_size=1, max_size=4).map(sorted)
+        ),
+        prefix_buckets=draw(
+            st.none() | st.sets(st.integers(0, seq_len), min_size=1, max_size=4).map(sorted)
+        ),
+        is_block_kv_layout=True,
+        is_prefix_caching=True,
+        pa_block_size=draw(st.integers(1, seq_len)),
+    )
+
+
+@given(prefix_configs(), st.integers(1, 700), st.integers(1, 700))
+def test_a_prompt_after_a_prefix_has_the_graph_with_the_fewest_slots(
+    config: NeuronConfig, num_new: int, num_prefix: int
+) -> None:
+    """And with prefix_buckets that graph is one as long as NxDI's pair, if NxDI has one."""
+    plan, total = plan_graphs(config), num_prefix + num_new
+    pieces = [graph.length for graph in plan.of(Phase.PREFILL)]
+    prefixes = config.prefix_buckets
+    farthest = config.max_length if prefixes is None else pieces[-1] + prefixes[-1]
+    if num_new > pieces[-1] or total > min(farthest, config.max_length):
+        with pytest.raises(BucketError):
+            plan.choose(Phase.EXTEND, 1, num_new, total)
+        return
+    chosen = plan.choose(Phase.EXTEND, 1, num_new, total)
+    assert chosen.length >= num_new
+    assert chosen.context >= total
+    if prefixes is not None:
+        piece = min(length for length in pieces if length >= num_new)
+        left = max(num_prefix - (piece - num_new), 0)
+        buckets = [bucket for bucket in (0, *prefixes) if bucket >= left]
+        if buckets:
+            assert (chosen.length, chosen.context) == (
+                piece,
+                min(piece + min(buckets), config.max_length),
+            )

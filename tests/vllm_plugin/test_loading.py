@@ -161,6 +161,7 @@ def test_a_registered_model_is_served(make_llm: Any, own_model: Path) -> None:
         ({"load_format": "dummy"}, UnsupportedError, "load_format"),
         ({"hf_overrides": {"rope_theta": 5.0}}, UnsupportedError, "hf_overrides"),
         ({"kv_cache_dtype": "int8_per_token_head"}, UnsupportedError, "kv_cache_dtype"),
+        ({"kv_cache_memory_bytes": 10**9}, UnsupportedError, "kv_cache_memory_bytes"),
         ({"enable_prompt_embeds": True}, UnsupportedError, "enable_prompt_embeds"),
     ],
 )

@@ -60,12 +60,13 @@ def no_op_options(config: NeuronConfig) -> list[tuple[str, Any, str]]:
 _SUPPORTED = """
     backend on_cpu seq_len max_context_length max_length max_new_tokens allow_input_truncation
     padding_side batch_size max_batch_size ctx_batch_size tkg_batch_size kv_cache_batch_size
-    enable_bucketing context_encoding_buckets token_generation_buckets
+    enable_bucketing context_encoding_buckets token_generation_buckets prefix_buckets
     token_generation_batches torch_dtype overrides_torch_dtype output_logits
     on_device_sampling_config tp_degree sequence_parallel_enabled vocab_parallel
     is_continuous_batching is_block_kv_layout pa_num_blocks pa_block_size is_prefix_caching
     chunked_prefill_config windowed_context_encoding_size save_sharded_checkpoint skip_warmup
-    kv_cache_quant kv_quant_config attn_cls world_size start_rank_id local_ranks_size
+    kv_cache_memory_bytes kv_cache_quant kv_quant_config attn_cls world_size start_rank_id
+    local_ranks_size async_mode
 """
 
 _NO_OPS = {
@@ -127,10 +128,6 @@ _REFUSALS: dict[tuple[str, str], str] = {
         draft_model_modules_to_not_convert activation_quantization_type quantize_clamp_bound
         quantized_mlp_kernel_enabled rmsnorm_quantize_kernel_enabled
     """,
-    (
-        "prefill over a prefix has a graph for every pair of a prompt and a sequence bucket",
-        "set context_encoding_buckets and token_generation_buckets",
-    ): "prefix_buckets",
     ("LoRA serving is not part of this release", "merge the adapter into the checkpoint"): (
         "lora_config"
     ),
@@ -138,10 +135,6 @@ _REFUSALS: dict[tuple[str, str], str] = {
         cp_degree mlp_cp_degree attention_dp_degree pp_degree ep_degree flash_decoding_enabled
     """,
     ("vision models are not part of this release", "leave it out"): "enable_ve_data_parallel",
-    (
-        "asynchronous decoding is not part of this release",
-        "leave it out: tokens are the same",
-    ): "async_mode",
     (
         "compiled graphs return nothing from within",
         "use backend='eager' with capture_tensors and replace_tensors of "

@@ -32,7 +32,7 @@ class NeuronConfig(KeywordConfig):
     option that is known and refused.
     """
 
-    # Where it runs. The only option that NxDI does not have.
+    # Where it runs. NxDI has no such option.
     backend: str = "auto"  # auto | cpu | eager | neuron | neuron-dynamo
     on_cpu: bool = False  # NxDI's spelling of backend="cpu"
 
@@ -63,7 +63,7 @@ class NeuronConfig(KeywordConfig):
     context_encoding_buckets: list[int] | None = None
     token_generation_buckets: list[int] | None = None
     token_generation_batches: list[int] | None = None
-    prefix_buckets: list[Any] | None = None
+    prefix_buckets: list[int] | None = None  # cached tokens before a prompt; 0 is always one
     bucket_n_active_tokens: bool = False
 
     # Dtypes.
@@ -113,8 +113,13 @@ class NeuronConfig(KeywordConfig):
     # Cache layout.
     is_block_kv_layout: bool = False
     pa_block_size: int = derived(lambda c: c.seq_len)
-    pa_num_blocks: int = derived(
-        lambda c: c.max_batch_size * -(-c.max_length // max(c.pa_block_size, 1))
+    kv_cache_memory_bytes: int | None = None  # per rank; not NxDI's. Decides pa_num_blocks
+    pa_num_blocks: int = derived(  # 0: not known before the model is
+        lambda c: (
+            0
+            if c.kv_cache_memory_bytes is not None
+            else c.max_batch_size * -(-c.max_length // max(c.pa_block_size, 1))
+        )
     )
     is_prefix_caching: bool = False
     chunked_prefill_config: Any = None  # a ChunkedPrefillConfig, or a dictionary of its options

@@ -68,6 +68,11 @@ def _validate_choices(config: NeuronConfig) -> None:
             f"on_device_sampling_config={sampling!r} must be an OnDeviceSamplingConfig, a dict of "
             "its options, or None"
         )
+    if config.async_mode and sampling is None:
+        raise ConfigError(
+            "async_mode=True starts a step from the tokens that the graph has chosen; set "
+            "on_device_sampling_config"
+        )
     older = config.logical_neuron_cores
     if older is not None and older != config.logical_nc_config:
         raise ConfigError(
@@ -115,13 +120,19 @@ def _validate_blocks(config: NeuronConfig) -> None:
     if config.is_prefix_caching and not config.is_block_kv_layout:
         raise ConfigError("is_prefix_caching=True shares blocks; set is_block_kv_layout=True")
     size, num_blocks = config.pa_block_size, config.pa_num_blocks
+    budget = config.kv_cache_memory_bytes
+    if budget is not None and (num_blocks or not config.is_block_kv_layout):
+        raise ConfigError(
+            f"kv_cache_memory_bytes={budget} decides pa_num_blocks; set is_block_kv_layout=True "
+            "and leave pa_num_blocks out"
+        )
     if not config.is_block_kv_layout:
         return
     if size < 1 or size > config.max_length:
         raise ConfigError(
             f"pa_block_size={size} is not between 1 and max_length={config.max_length} (tokens)"
         )
-    if num_blocks * size < config.max_length:
+    if budget is None and num_blocks * size < config.max_length:
         raise ConfigError(
             f"pa_num_blocks={num_blocks} of pa_block_size={size} do not hold one sequence of "
             f"max_length={config.max_length}; use {-(-config.max_length // size)} or more"
@@ -142,24 +153,32 @@ def _validate_pieces(config: NeuronConfig) -> None:
 
 
 def _validate_buckets(config: NeuronConfig) -> None:
-    """Check the two ladders of lengths and the ladder of decode batches."""
-    ladders = {
-        "context_encoding_buckets": "max_context_length",
-        "token_generation_buckets": "max_length",
-        "token_generation_batches": "tkg_batch_size",
+    """Check the ladders of lengths and the ladder of decode batches."""
+    ladders = {  # the limit of each, and its least value
+        "context_encoding_buckets": ("max_context_length", 1),
+        "token_generation_buckets": ("max_length", 1),
+        "prefix_buckets": ("max_length", 0),
+        "token_generation_batches": ("tkg_batch_size", 1),
     }
-    for name, limit in ladders.items():
+    for name, (limit, lowest) in ladders.items():
         ladder = getattr(config, name)
         if ladder is not None:
-            _check_ladder(name, ladder, limit, getattr(config, limit))
-    for name in ("context_encoding_buckets", "token_generation_buckets"):
+            _check_ladder(name, ladder, lowest, limit, getattr(config, limit))
+    for name in ("context_encoding_buckets", "token_generation_buckets", "prefix_buckets"):
         if getattr(config, name) is not None and not config.enable_bucketing:
             raise ConfigError(f"{name}={getattr(config, name)} needs enable_bucketing=True")
+    if config.prefix_buckets is not None and not config.extends_prompts:
+        raise ConfigError(
+            f"prefix_buckets={config.prefix_buckets}, but no prompt follows a prefix; set "
+            "is_prefix_caching=True (or chunked_prefill_config), or leave prefix_buckets out"
+        )
 
 
-def _check_ladder(name: str, ladder: Any, limit_name: str, limit: int) -> None:
-    if not (isinstance(ladder, list) and ladder and all(_is_positive_int(n) for n in ladder)):
-        raise ConfigError(f"{name}={ladder!r} must be a list of one or more positive integers")
+def _check_ladder(name: str, ladder: Any, lowest: int, limit_name: str, limit: int) -> None:
+    if not (isinstance(ladder, list) and ladder and all(_is_int_from(n, lowest) for n in ladder)):
+        raise ConfigError(
+            f"{name}={ladder!r} must be a list of one or more integers from {lowest} on"
+        )
     if ladder != sorted(set(ladder)):
         raise ConfigError(f"{name}={ladder} must ascend without repeats; use {sorted(set(ladder))}")
     if ladder[-1] > limit:
@@ -169,8 +188,8 @@ def _check_ladder(name: str, ladder: Any, limit_name: str, limit: int) -> None:
         )
 
 
-def _is_positive_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _is_int_from(value: object, lowest: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= lowest
 
 
 def _validate_ranks(config: NeuronConfig) -> None:

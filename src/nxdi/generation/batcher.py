@@ -15,14 +15,13 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from nxdi.errors import ConfigError, ShapeError
 from nxdi.generation.capacity import make_blocks, sequence_limits, step_limits
 from nxdi.generation.hf_adapter import HuggingFaceGenerationAdapter
-from nxdi.generation.requests import Completion, Logprobs, Output, Request, RequestOptions
-from nxdi.generation.rows import Row, run_rows
-from nxdi.generation.scheduler import Scheduler, Work
+from nxdi.generation.requests import Completion, Output, Request, RequestOptions
+from nxdi.generation.scheduler import Scheduler
+from nxdi.generation.steps import Engine, make_steps
 from nxdi.generation.streaming import TextStream
-from nxdi.generation.token_choice import check_can_choose, logprobs_of, make_token_choice
+from nxdi.generation.token_choice import check_can_choose, make_token_choice
 from nxdi.graph.rows import check_tokens
-from nxdi.models.causal_lm import CausalLMOutput, NeuronBaseForCausalLM
-from nxdi.types import Phase
+from nxdi.models.causal_lm import NeuronBaseForCausalLM
 
 
 class ContinuousBatcher:
@@ -50,10 +49,11 @@ class ContinuousBatcher:
             generation_config = HuggingFaceGenerationAdapter(model).generation_config
         self.model, self.tokenizer = model, tokenizer
         self._eos_token_ids = _as_set(generation_config.eos_token_id)
-        self._choice = make_token_choice(model.neuron_config)
         limits, self._blocks = step_limits(model, max_step_tokens), make_blocks(model)
         self._lengths = sequence_limits(model, self._blocks, limits)
         self._scheduler = Scheduler(self._blocks, limits)
+        engine = Engine(model, self._scheduler, make_token_choice(model.neuron_config))
+        self._steps = make_steps(model.neuron_config, engine, self._receive)
         self._ids = count()
         self._requests: dict[int, Request] = {}  # until their last output is read
         # What came in since the last step began.
@@ -181,46 +181,16 @@ class ContinuousBatcher:
     def _advance(self) -> None:
         """One step. An error of the model leaves every request as it was before the failed call."""
         with self._one_step:
-            cancelled = [*_drain(self._cancelled)]  # each of them was added before
-            for request in _drain(self._added):
-                self._scheduler.add(request)
-            for request in cancelled:
-                if request.finish_reason is None:
-                    self._scheduler.remove(request)
-            works = self._scheduler.plan()
-            for phase in (Phase.DECODE, Phase.EXTEND, Phase.PREFILL):
-                rows = [work for work in works if work.phase == phase]
-                while rows:
-                    most = self.model.plan.max_batch(phase)
-                    self._run(rows[:most])
-                    del rows[:most]
+            self._steps.advance()
 
-    def _run(self, works: Sequence[Work]) -> None:
-        """One call of the model; nothing changes before all of it has succeeded."""
-        inputs = self._choice.inputs([work.request for work in works])
-        rows = [Row(work.tokens, work.start, self._blocks.table(work.request.id)) for work in works]
-        output = run_rows(self.model, rows, inputs)
-        chosen = [
-            self._choose(work.request, output, row) if work.brings_token else None
-            for row, work in enumerate(works)
-        ]
-        for work, new in zip(works, chosen, strict=True):
-            request = work.request
-            self._blocks.fill(request.id, work.tokens)
-            request.num_computed = work.stop
-            if new is not None:
-                request.append(*new)
-            if request.finish_reason is not None:
+    def _receive(self) -> None:
+        """Let in and out who came and went since the last step; no step runs meanwhile."""
+        cancelled = [*_drain(self._cancelled)]  # each of them was added before
+        for request in _drain(self._added):
+            self._scheduler.add(request)
+        for request in cancelled:
+            if request.finish_reason is None:
                 self._scheduler.remove(request)
-
-    def _choose(
-        self, request: Request, output: CausalLMOutput, row: int
-    ) -> tuple[int, Logprobs | None]:
-        token, num_top = self._choice.token(request, output, row), request.options.logprobs
-        if num_top is None:
-            return token, None
-        assert output.logits is not None
-        return token, logprobs_of(output.logits[row], token, num_top)
 
     async def _advance_async(self) -> None:
         """Wait for the end of a step: the one that runs, or else a new one."""

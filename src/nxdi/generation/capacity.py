@@ -63,8 +63,8 @@ class SequenceLimits:
         if prompt_len > self.num_prompt:
             raise BucketError(
                 f"prompt of {prompt_len} tokens is longer than {self.num_prompt}, which "
-                f"max_context_length and {self.reason} allow; shorten it, or raise them and "
-                "compile again"
+                f"max_context_length (and prefix_buckets, if given) and {self.reason} allow; "
+                "shorten it, or raise them and compile again"
             )
         room = self.num_tokens - prompt_len + 1  # the last new token is never computed
         if asked is not None and asked > room:
@@ -87,6 +87,10 @@ def sequence_limits(
     whole_from = limits.whole_from
     if whole_from is not None and limits.max_prompt <= whole_from:
         bounds.append((whole_from, "max_context_length (LongRoPE starts over there)"))
-    longest, reason = min(bounds)
-    can_cut = limits.max_chunk > 1
-    return SequenceLimits(longest, reason, longest if can_cut else min(longest, limits.max_prompt))
+    longest, reason = min(bounds, key=lambda bound: bound[0])
+    seen = max((graph.context for graph in model.plan.of(Phase.EXTEND)), default=limits.max_prompt)
+    may_lose_blocks = blocks.num_blocks < limits.max_rows * blocks.num_needed(longest)
+    if limits.max_chunk > 1 and may_lose_blocks and seen < longest:
+        # What it has by then is its prompt, and computed again.
+        longest, reason = seen, "max(context_encoding_buckets) + max(prefix_buckets)"
+    return SequenceLimits(longest, reason, min(longest, seen))

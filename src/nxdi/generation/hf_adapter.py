@@ -19,6 +19,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from nxdi.config import limits, serialize
 from nxdi.config.from_hf import to_pretrained_config
 from nxdi.errors import ConfigError, ShapeError, UnsupportedError
+from nxdi.generation.ahead import make_starter
 from nxdi.generation.choosers import make_chooser
 from nxdi.generation.loop import Generated, decode_loop
 from nxdi.graph.plan import check_capacity
@@ -74,6 +75,7 @@ class HuggingFaceGenerationAdapter(_GenerationMixin):  # type: ignore[misc]  # s
         self.config = to_pretrained_config(model.config)
         self.generation_config = _generation_config(model.model_path, self.config)
         self.device = torch.device("cpu")
+        self._starter = make_starter(model.neuron_config)
 
     def can_generate(self) -> bool:
         return True
@@ -171,6 +173,7 @@ class HuggingFaceGenerationAdapter(_GenerationMixin):  # type: ignore[misc]  # s
             chooser=chooser,
             stopping=stopping_criteria,
             pad_token_id=None if pad is None else int(pad),
+            starter=self._starter,
             streamer=streamer,
         )
         if not keeps:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import StoppingCriteriaList
 
+from nxdi.generation.ahead import InTurn, Starter
 from nxdi.generation.choosers import Chooser, Chosen
 from nxdi.models.causal_lm import CausalLMOutput, NeuronBaseForCausalLM
 
@@ -51,31 +53,45 @@ def decode_loop(
     chooser: Chooser,
     stopping: StoppingCriteriaList,
     pad_token_id: int | None,
+    starter: Starter,
     streamer: Streamer | None = None,
 ) -> None:
     """Extend `done` until `stopping` holds for every row.
 
+    Each step is given to `starter` before the streamer and the stopping criteria see the tokens of
+    the one before, and dropped if these end the loop. None beyond the length that `stopping` names
+    is started ahead.
     Shapes: attention_mask [B, T], as `done.input_ids` is at first; padding on either side.
     pad_token_id: what finished rows go on with; None: with what is chosen, like the others.
     """
     unfinished = torch.ones(len(attention_mask), dtype=torch.bool)
     # A prompt that was cut (allow_input_truncation) continues where it was cut.
     lengths = attention_mask.sum(dim=1).clamp(max=model.neuron_config.longest_prompt)
-    output = model(done.input_ids, attention_mask=attention_mask, **chooser.inputs)
-    while True:
-        chosen = chooser.choose(done.input_ids, output)
+    step = starter.start(
+        partial(model, done.input_ids, attention_mask=attention_mask, **chooser.inputs)
+    )
+    is_over = False
+    while not is_over:
+        chosen = chooser.choose(done.input_ids, step.result())
         tokens = (
             chosen.tokens
             if pad_token_id is None
             else torch.where(unfinished, chosen.tokens, pad_token_id)
         )
         done.append(tokens, chosen)
-        if streamer is not None:
-            streamer.put(tokens.cpu())
-        unfinished &= ~stopping(done.input_ids, done.scores)
-        if not bool(unfinished.any()):
-            break
-        output = _next_output(model, done, attention_mask, lengths, chooser.inputs)
+        may_go_on = done.input_ids.shape[1] < (stopping.max_length or 0)
+        step = (starter if may_go_on else InTurn()).start(
+            partial(_next_output, model, done, attention_mask, lengths, chooser.inputs)
+        )
+        is_over = True  # also if what follows raises
+        try:
+            if streamer is not None:
+                streamer.put(tokens.cpu())
+            unfinished &= ~stopping(done.input_ids, done.scores)
+            is_over = not bool(unfinished.any())
+        finally:
+            if is_over:
+                step.drop()
         lengths = lengths + 1
     if streamer is not None:
         streamer.end()

@@ -148,9 +148,17 @@ class Request:
         """Tokens that the cache does not hold yet."""
         return len(self.tokens) - self.num_computed
 
-    def append(self, token: int, logprobs: Logprobs | None = None) -> None:
-        """Take the next token, and decide whether it is the last."""
+    @property
+    def is_full(self) -> bool:
+        """Whether it has all tokens that it may have."""
+        return len(self.tokens) == self.max_len
+
+    def take(self, token: int) -> None:
+        """Have one token more, which is to be published."""
         self.tokens.append(token)
+
+    def publish(self, token: int, logprobs: Logprobs | None = None) -> None:
+        """Put out the token taken last, and decide whether it ends the request."""
         if logprobs is not None:
             self._logprobs.append(logprobs)
         text, is_stop = "", token in self._stop_token_ids
@@ -159,7 +167,7 @@ class Request:
             is_stop = self._text.is_stopped
         if is_stop:
             self.finish_reason = "stop"
-        elif len(self.tokens) == self.max_len:
+        elif self.is_full:
             self.finish_reason = "length"
         if self.finish_reason is not None and self._text is not None:
             text += self._text.end()

@@ -1,15 +1,14 @@
-"""One call of a model with rows of new tokens, each of which knows its place in the cache."""
+"""Rows of new tokens, each of which knows its place in the cache, as inputs of a model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from nxdi.models.causal_lm import CausalLMOutput, NeuronBaseForCausalLM
+from nxdi.config import NeuronConfig
 
 
 @dataclass(frozen=True)
@@ -24,13 +23,8 @@ class Row:
     table: Sequence[int]
 
 
-def run_rows(
-    model: NeuronBaseForCausalLM, rows: Sequence[Row], sampling: Mapping[str, Any]
-) -> CausalLMOutput:
-    """Run rows of one phase; outputs in the order of `rows`.
-
-    sampling: what `forward` takes of sampling_params and seeds.
-    """
+def row_inputs(config: NeuronConfig, rows: Sequence[Row]) -> dict[str, Tensor]:
+    """What a model's `forward` takes of rows of one phase, in their order."""
     width = max(len(row.tokens) for row in rows)
     input_ids = torch.zeros(len(rows), width, dtype=torch.int32)
     position_ids = torch.full_like(input_ids, -1)
@@ -38,13 +32,12 @@ def run_rows(
         num_tokens = len(row.tokens)
         input_ids[i, :num_tokens] = torch.tensor(row.tokens)
         position_ids[i, :num_tokens] = torch.arange(row.start, row.start + num_tokens)
+    inputs = {"input_ids": input_ids, "position_ids": position_ids}
     tables = [row.table for row in rows]
-    if model.neuron_config.is_block_kv_layout:
-        seq_ids = torch.arange(len(rows), dtype=torch.int32)
-        cache = {"block_table": _block_table(tables)}
-    else:
-        seq_ids, cache = torch.tensor([table[0] for table in tables], dtype=torch.int32), {}
-    return model(input_ids, position_ids=position_ids, seq_ids=seq_ids, **cache, **sampling)
+    if not config.is_block_kv_layout:
+        return {**inputs, "seq_ids": torch.tensor([row[0] for row in tables], dtype=torch.int32)}
+    seq_ids = torch.arange(len(rows), dtype=torch.int32)
+    return {**inputs, "seq_ids": seq_ids, "block_table": _block_table(tables)}
 
 
 def _block_table(tables: Sequence[Sequence[int]]) -> Tensor:

@@ -126,6 +126,8 @@ class Scheduler:
         if not self.waiting or len(self.running) == self.limits.max_rows:
             return False
         request = self.waiting[0]
+        if self._will_share(request):
+            return False
         num_shared = self.blocks.admit(request.id, request.tokens)
         has_room = self.blocks.grow(request.id, len(request.tokens))
         # One block for each that may need it soon: else a start is undone a few steps later.
@@ -135,6 +137,19 @@ class Scheduler:
         request.num_computed = num_shared
         self.running.append(self.waiting.popleft())
         return True
+
+    def _will_share(self, request: Request) -> bool:
+        """Whether a running request is about to compute the next block that this one needs.
+
+        It does so in the steps that follow, or runs no more: the wait has an end.
+        """
+        if not self.blocks.shares_prefixes:
+            return False
+        end = (len(self.blocks.find(request.tokens)) + 1) * self.blocks.block_size
+        return end < len(request.tokens) and any(
+            other.num_computed < end and other.tokens[:end] == request.tokens[:end]
+            for other in self.running
+        )
 
     def _may_grow(self, request: Request) -> bool:
         # The last new token is never computed.

@@ -87,7 +87,8 @@ class GraphPlan:
     def choose(self, phase: Phase, num_rows: int, length: int, context: int = 0) -> GraphSpec:
         """The smallest batch that holds `num_rows`, and in it the smallest length that fits.
 
-        context: for an extend graph, the positions that its rows see; the smallest that fits.
+        context: for an extend graph, the positions that its rows see. Of the lengths with a graph
+        that sees so many it takes the smallest, and of those graphs the one that sees the fewest.
         Raises: BucketError naming the largest graph and the option that would raise it.
         """
         graphs = self.of(phase)
@@ -96,21 +97,24 @@ class GraphPlan:
             num_rows, batches, f"{phase.value} batch", "raise batch_size and compile again"
         )
         graphs = tuple(graph for graph in graphs if graph.batch_size == batch)
+        contexts = sorted({graph.context for graph in graphs})
+        remedy = "raise seq_len, and prefix_buckets if given, and compile again"
+        seen = choose_bucket(context, contexts, "context (tokens)", remedy)
+        graphs = tuple(graph for graph in graphs if graph.context >= seen)
         remedy = "raise seq_len" if phase is Phase.DECODE else "raise max_context_length"
         what = "sequence" if phase is Phase.DECODE else "prompt"
         lengths = sorted({graph.length for graph in graphs})
         rung = choose_bucket(length, lengths, f"{what} (tokens)", f"{remedy} and compile again")
-        graphs = tuple(graph for graph in graphs if graph.length == rung)
-        contexts = sorted(graph.context for graph in graphs)
-        seen = choose_bucket(context, contexts, "context (tokens)", "raise seq_len, compile again")
-        return next(graph for graph in graphs if graph.context == seen)
+        fitting = (graph for graph in graphs if graph.length == rung)
+        return min(fitting, key=lambda graph: graph.context)
 
 
 def plan_graphs(config: NeuronConfig) -> GraphPlan:
     """The graphs that `config` asks for.
 
     Prefill: one per prompt bucket at `ctx_batch_size`. Decode: one per batch bucket and attended
-    length. Extend, where prompts come in pieces: one per piece and attended length.
+    length. Extend, where prompts come in pieces or find a prefix: one per prompt bucket and
+    attended length, or per prompt bucket and prefix bucket.
     """
     inputs, outputs = _inputs(config), _outputs(config)
     block_size = config.pa_block_size if config.is_block_kv_layout else 0
@@ -127,12 +131,10 @@ def plan_graphs(config: NeuronConfig) -> GraphPlan:
         graph(Phase.DECODE, batch, length) for batch in _decode_batches(config) for length in seen
     ]
     if config.extends_prompts:
-        # A piece that sees no more than itself is a prefill.
         graphs += [
             graph(Phase.EXTEND, config.ctx_batch_size, length, context)
             for length in pieces
-            for context in seen
-            if context > length or context == seen[-1]
+            for context in _contexts(config, length, seen)
         ]
     if config.sequence_parallel_enabled:
         _check_sequence_parallel(config, graphs)
@@ -143,6 +145,20 @@ def _ladder(config: NeuronConfig, explicit: Sequence[int] | None, longest: int) 
     if explicit:
         return tuple(explicit)
     return make_ladder(longest) if config.enable_bucketing else (longest,)
+
+
+def _contexts(config: NeuronConfig, length: int, seen: Sequence[int]) -> list[int]:
+    """The attended lengths of the extend graphs that take `length` new tokens.
+
+    The new tokens are among them, so a row whose tokens do not fill `length` has as many slots more
+    for its prefix. NxDI moves that many tokens from the prefix to the new ones and computes them
+    again; here they are read from the cache, in a graph of the same size.
+    """
+    if config.prefix_buckets is None:
+        # A piece that sees no more than itself is a prefill.
+        return [context for context in seen if context > length or context == seen[-1]]
+    longest = config.max_length
+    return sorted({min(length + prefix, longest) for prefix in (0, *config.prefix_buckets)})
 
 
 def _decode_batches(config: NeuronConfig) -> list[int]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nxdi.config import InferenceConfig, NeuronConfig
+from nxdi.config.pool import size_pool
 from nxdi.errors import ConfigError
 from nxdi.graph.plan import GraphPlan, plan_graphs
 from nxdi.parallel_layers.parallel_state import tensor_parallel
@@ -61,6 +62,8 @@ class NeuronApplicationBase:
         self.plan: GraphPlan = plan_graphs(self.neuron_config)
         self.backend: Backend = make_backend(self.neuron_config)
         self._runner: Runner | None = None
+        if self.neuron_config.kv_cache_memory_bytes is not None:
+            self._size_pool()
 
     @classmethod
     def get_config_cls(cls) -> type[InferenceConfig]:
@@ -73,6 +76,18 @@ class NeuronApplicationBase:
         config = config_cls.load(self.model_path)
         self.model_path = Artifact(self.model_path).weights_source()
         return config
+
+    def _size_pool(self) -> None:
+        """Settle how many blocks the cache has, in a config of our own: the bytes of one are known.
+
+        The config that was given has none yet, so what is counted is the block that takes padding.
+        """
+        program = self.program()
+        with torch.device("meta"):
+            caches = program.make_caches(program.build(Phase.DECODE))
+        self.neuron_config = size_pool(self.neuron_config, sum(cache.nbytes for cache in caches))
+        self.config = copy.copy(self.config)
+        self.config.neuron_config = self.neuron_config
 
     # Weights. The hooks below are NxDI's; most models need none of them.
 

@@ -24,6 +24,7 @@ _CONFIG = "neuron_config.json"
 _IRRELEVANT = (
     "config.transformers_version",
     "config.metadata",
+    "config.neuron_config.async_mode",
     "config.neuron_config.backend",
     "config.neuron_config.lm_head_pad",
     "config.neuron_config.local_ranks_size",

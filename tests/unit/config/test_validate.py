@@ -20,6 +20,8 @@ def test_counts_are_positive(name: str, value: int) -> None:
         NeuronConfig(**{name: value})
 
 
+PREFIXES = {"is_block_kv_layout": True, "is_prefix_caching": True}
+
 BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"max_context_length": 256}, "max_context_length=256 is more than max_length=128"),
     ({"max_new_tokens": 129}, "max_new_tokens=129 is not between 1 and max_length=128"),
@@ -31,6 +33,13 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"kv_cache_batch_size": 2}, "kv_cache_batch_size=2 differs from max_batch_size=1"),
     ({"context_encoding_buckets": [64]}, "needs enable_bucketing=True"),
     ({"token_generation_buckets": [64]}, "needs enable_bucketing=True"),
+    ({**PREFIXES, "prefix_buckets": [64]}, "needs enable_bucketing=True"),
+    ({"enable_bucketing": True, "prefix_buckets": [64]}, "no prompt follows a prefix; set is_pre"),
+    (
+        {"is_block_kv_layout": True, "kv_cache_memory_bytes": 4096, "pa_num_blocks": 8},
+        "kv_cache_memory_bytes=4096 decides pa_num_blocks; set is_block_kv_layout=True and leave",
+    ),
+    ({"kv_cache_memory_bytes": 4096}, "set is_block_kv_layout=True"),
     ({"tp_degree": 4, "world_size": 8}, "world_size=8 must be tp_degree=4, the ranks of all nodes"),
     ({"world_size": 0}, "world_size=0 must be tp_degree=1"),
 ]
@@ -47,20 +56,30 @@ LADDERS = {
     "context_encoding_buckets": "max_context_length=100",
     "token_generation_buckets": "max_length=128",
     "token_generation_batches": "tkg_batch_size=4",
+    "prefix_buckets": "max_length=128",
 }
 
 
 def _with_ladder(name: str, ladder: object) -> NeuronConfig:
     return NeuronConfig(
-        max_context_length=100, batch_size=4, enable_bucketing=True, **{name: ladder}
+        max_context_length=100, batch_size=4, enable_bucketing=True, **PREFIXES, **{name: ladder}
     )
 
 
 @pytest.mark.parametrize("name", LADDERS)
-@pytest.mark.parametrize("ladder", [[], [0, 2], [1, True], [1.0, 2.0], "12", (1, 2), 4])
+@pytest.mark.parametrize("ladder", [[], [-1, 2], [1, True], [1.0, 2.0], "12", (1, 2), 4])
 def test_ladders_are_lists_of_positive_integers(name: str, ladder: object) -> None:
-    with pytest.raises(ConfigError, match="must be a list of one or more positive integers"):
+    with pytest.raises(ConfigError, match=r"must be a list of one or more integers from [01] on"):
         _with_ladder(name, ladder)
+
+
+@pytest.mark.parametrize("name", LADDERS)
+def test_only_a_prefix_may_be_empty(name: str) -> None:
+    if name == "prefix_buckets":
+        assert _with_ladder(name, [0, 2]).prefix_buckets == [0, 2]
+        return
+    with pytest.raises(ConfigError, match="integers from 1 on"):
+        _with_ladder(name, [0, 2])
 
 
 @pytest.mark.parametrize("name", LADDERS)

@@ -13,10 +13,17 @@ from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from fake_model import FakeModel
 from nxdi.utils.hf_adapter import HuggingFaceGenerationAdapter
 from tiny_models import VOCAB_SIZE, load_app, save_tiny, tiny_hf_model
 
 BATCH_SIZE = 6
+
+
+@pytest.fixture(params=["in turn", "ahead"])
+def either_steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batcher runs its steps either way."""
+    monkeypatch.setattr(FakeModel, "async_mode", request.param == "ahead")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from fake_model import VOCAB_SIZE, FakeModel, batcher, some_prompts
 from nxdi.errors import BucketError, ConfigError, ShapeError
 from nxdi.generation import RequestOptions
 
+pytestmark = pytest.mark.usefixtures("either_steps")
+
 GREEDY = RequestOptions(max_new_tokens=12)
 
 
@@ -61,6 +63,26 @@ def test_a_prompt_that_cannot_be_cut() -> None:
     prompt = list(range(20))
     of.add(prompt, GREEDY)
     assert of.run()[0].tokens == model.greedy(prompt[:16], 12)
+
+
+def test_a_sequence_longer_than_what_pieces_see() -> None:
+    """It could not be computed again after it has lost its blocks."""
+    of = batcher(FakeModel(max_context=32))
+    with pytest.raises(BucketError, match=r"max\(prefix_buckets\)=32; ask for at most 23 new"):
+        of.add([1] * 10, RequestOptions(max_new_tokens=24))
+    of.add([1] * 10, RequestOptions(max_new_tokens=23))
+    (done,) = of.run().values()
+    assert len(done.tokens) == 23
+
+
+def test_a_sequence_that_never_loses_its_blocks_may_grow_beyond_what_pieces_see() -> None:
+    model = FakeModel(max_context=32, blocks=4 * 16)
+    of = batcher(model)
+    with pytest.raises(BucketError, match="prompt of 33 tokens is longer than 32, which"):
+        of.add([1] * 33)
+    for _ in range(6):
+        of.add([1] * 32)
+    assert [done.tokens for done in of.run().values()] == [model.greedy([1] * 32, 33)] * 6
 
 
 def test_a_budget_without_room_for_prompts() -> None:

@@ -14,6 +14,8 @@ from nxdi.errors import ConfigError, UnsupportedError
 from nxdi.generation import RequestOptions
 from nxdi.generation.requests import Completion
 
+pytestmark = pytest.mark.usefixtures("either_steps")
+
 GREEDY = RequestOptions(max_new_tokens=12)
 
 

@@ -6,9 +6,13 @@ import asyncio
 import threading
 from typing import Any
 
+import pytest
+
 from fake_model import FakeModel, batcher, some_prompts
 from nxdi.generation import RequestOptions
 from nxdi.generation.requests import Output
+
+pytestmark = pytest.mark.usefixtures("either_steps")
 
 GREEDY = RequestOptions(max_new_tokens=12)
 

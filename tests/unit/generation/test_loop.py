@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import StoppingCriteriaList
+from transformers import MaxLengthCriteria, StoppingCriteriaList
 
+from nxdi.generation.ahead import Ahead, InTurn
 from nxdi.generation.choosers import Chosen
 from nxdi.generation.loop import Generated, decode_loop
 
@@ -71,6 +73,7 @@ def run(model: CountingModel, done: Generated, mask: Tensor, **options: Any) -> 
         "chooser": CountingChooser(),
         "stopping": stop_at(3, 2),
         "pad_token_id": PAD,
+        "starter": InTurn(),
         **options,
     }
     decode_loop(model, done, mask, **options)  # type: ignore[arg-type]  # stand-ins
@@ -130,3 +133,77 @@ def test_only_what_is_asked_for_is_kept(kept: str, ids: Tensor, mask: Tensor) ->
     assert [x.tolist() for x in getattr(done, kept)] == [
         [[step + offset], [10 + step + offset]] for step in (1, 2, 3)
     ]
+
+
+AHEAD = {"starter": Ahead(), "pad_token_id": None}
+
+
+def with_length(*num_new: int, longest: int = 5) -> StoppingCriteriaList:
+    return StoppingCriteriaList([MaxLengthCriteria(3 + longest), *stop_at(*num_new)])
+
+
+@pytest.mark.parametrize(("num_new", "num_calls"), [((2, 3), 4), ((5, 5), 5), ((9, 1), 5)])
+def test_ahead_only_a_stop_that_nobody_knew_of_costs_a_step(
+    num_new: tuple[int, int], num_calls: int, ids: Tensor, mask: Tensor
+) -> None:
+    in_turn, ahead = CountingModel(), CountingModel()
+    stopping = with_length(*num_new)
+    expected = run(in_turn, Generated(ids), mask, stopping=stopping, pad_token_id=None)
+    assert run(ahead, Generated(ids), mask, stopping=stopping, **AHEAD) == expected
+    assert len(ahead.calls) == num_calls
+    assert ahead.calls[: len(in_turn.calls)] == in_turn.calls
+
+
+def test_ahead_without_a_known_length_steps_take_turns(ids: Tensor, mask: Tensor) -> None:
+    model = CountingModel()
+    run(model, Generated(ids), mask, stopping=stop_at(2, 2), **AHEAD)
+    assert len(model.calls) == 2
+
+
+class MeetingModel(CountingModel):
+    """Each decode step begins before the streamer has the token before, and ends after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_begun, self.was_put = threading.Semaphore(0), threading.Semaphore(0)
+
+    def __call__(self, input_ids: Tensor, **inputs: Any) -> int:
+        if self.calls:
+            self.has_begun.release()
+            assert self.was_put.acquire(timeout=60)
+        return super().__call__(input_ids, **inputs)
+
+
+@dataclass
+class MeetingStreamer(Recorder):
+    model: MeetingModel | None = None
+    num_ahead: int = 0
+
+    def put(self, value: Tensor) -> None:
+        assert self.model is not None
+        if len(self.got) < self.num_ahead:
+            assert self.model.has_begun.acquire(timeout=60)
+        super().put(value)
+        self.model.was_put.release()
+
+
+def test_ahead_a_step_runs_while_the_tokens_before_it_are_streamed(
+    ids: Tensor, mask: Tensor
+) -> None:
+    model = MeetingModel()
+    streamer = MeetingStreamer(model=model, num_ahead=3)
+    stopping = with_length(9, 9, longest=4)
+    tokens = run(model, Generated(ids), mask, streamer=streamer, stopping=stopping, **AHEAD)
+    assert tokens == [[1, 2, 3, 4], [11, 12, 13, 14]]
+
+
+def test_ahead_an_error_of_the_host_waits_for_the_step(ids: Tensor, mask: Tensor) -> None:
+    model = CountingModel()
+
+    class Broken(Recorder):
+        def put(self, value: Tensor) -> None:
+            raise OSError("the reader is gone")
+
+    with pytest.raises(OSError, match="reader is gone"):
+        run(model, Generated(ids), mask, streamer=Broken(), stopping=with_length(9, 9), **AHEAD)
+    assert len(model.calls) == 2

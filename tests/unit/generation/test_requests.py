@@ -64,25 +64,30 @@ def request(max_new_tokens: int = 3, text: TextStream | None = None) -> Request:
     )
 
 
+def put(one: Request, token: int, logprobs: Logprobs | None = None) -> None:
+    one.take(token)
+    one.publish(token, logprobs)
+
+
 def test_the_length_ends_a_request() -> None:
     one = request()
     for token in (3, 4, 5):
         assert one.finish_reason is None
-        one.append(token)
+        put(one, token)
     assert list(one.unread) == [Output(5, 3), Output(5, 4), Output(5, 5, finish_reason="length")]
     assert one.completion() == Completion([3, 4, 5], "", [], "length")
 
 
 def test_a_stop_token_ends_a_request() -> None:
     one, logprobs = request(), Logprobs(-1.0, {9: -1.0})
-    one.append(9, logprobs)
+    put(one, 9, logprobs)
     assert list(one.unread) == [Output(5, 9, "", logprobs, "stop")]
     assert one.completion() == Completion([9], "", [logprobs], "stop")
 
 
 def test_a_stop_token_at_the_last_place() -> None:
     one = request(max_new_tokens=1)
-    one.append(9)
+    put(one, 9)
     assert one.finish_reason == "stop"
 
 
@@ -90,9 +95,9 @@ def test_the_text_is_that_of_the_tokens_before_the_stop_token(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     one = request(text=TextStream(tokenizer, stop=["4x"]))
-    one.append(3)
-    one.append(4)  # "4" may be the start of "4x"
-    one.append(9)
+    put(one, 3)
+    put(one, 4)  # "4" may be the start of "4x"
+    put(one, 9)
     assert [output.text for output in one.unread] == ["3", "", "4"]
     assert one.completion().text == "34"
 
@@ -101,5 +106,5 @@ def test_pending_tokens() -> None:
     one = request()
     assert one.num_pending == 2
     one.num_computed = 2
-    one.append(3)
+    put(one, 3)
     assert one.num_pending == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nxdi.generation.blocks import BlockManager
 from nxdi.generation.requests import Request, RequestOptions
 from nxdi.generation.scheduler import Scheduler, StepLimits, Work
@@ -25,10 +27,17 @@ def scheduler(
     return Scheduler(BlockManager(num_blocks, SIZE, shares_prefixes), limits)
 
 
-def added(of: Scheduler, request_id: int, prompt_len: int, max_new_tokens: int = 10) -> Request:
+def added(
+    of: Scheduler,
+    request_id: int,
+    prompt_len: int,
+    max_new_tokens: int = 10,
+    prefix: Sequence[int] = (),
+) -> Request:
+    """A request for `prefix`, and `prompt_len` tokens of its own."""
     request = Request(
         request_id,
-        [request_id] * prompt_len,
+        [*prefix, *[request_id] * prompt_len],
         RequestOptions(),
         max_new_tokens=max_new_tokens,
         seed=0,
@@ -48,7 +57,8 @@ def step(of: Scheduler) -> list[tuple[int, Phase, int]]:
         of.blocks.fill(request.id, request.tokens[work.start : work.stop])
         request.num_computed = work.stop
         if brings_token:
-            request.append(0)
+            request.take(0)
+            request.publish(0)
         if request.finish_reason is not None:
             of.remove(request)
     return seen
@@ -148,6 +158,53 @@ def test_a_preempted_request_finds_its_blocks_again() -> None:
         step(of)
     works = of.plan()
     assert [(work.request.id, work.start) for work in works] == [(2, 8)]
+
+
+SHARED = [7] * 9  # two blocks and a token
+
+
+def test_one_computes_a_prefix_and_those_that_came_with_it_share_it() -> None:
+    of = scheduler(shares_prefixes=True, max_tokens=32)
+    for request_id in (1, 2, 3):
+        added(of, request_id, 2, prefix=SHARED)
+    assert step(of) == [(1, Phase.PREFILL, 8)]
+    assert step(of) == [(1, Phase.EXTEND, 3), (2, Phase.EXTEND, 3), (3, Phase.EXTEND, 3)]
+    assert of.blocks.table(1)[:2] == of.blocks.table(2)[:2] == of.blocks.table(3)[:2]
+
+
+def test_a_prefix_in_pieces_is_waited_for_to_its_end() -> None:
+    of = scheduler(shares_prefixes=True)
+    for request_id in (1, 2):
+        added(of, request_id, 2, prefix=[7] * 20)
+    assert [step(of) for _ in range(3)] == [
+        [(1, Phase.PREFILL, 8)],
+        [(1, Phase.EXTEND, 8)],
+        [(1, Phase.EXTEND, 6)],
+    ]
+    assert step(of) == [(1, Phase.DECODE, 1), (2, Phase.EXTEND, 2)]
+
+
+def test_nobody_waits_for_less_than_a_block_or_without_prefix_caching() -> None:
+    together = [(1, Phase.PREFILL, 5), (2, Phase.PREFILL, 5)]
+    for shares_prefixes, prefix in ((False, [7] * 4), (True, [7] * 3)):
+        of = scheduler(shares_prefixes=shares_prefixes)
+        for request_id in (1, 2):
+            added(of, request_id, 5 - len(prefix), prefix=prefix)
+        assert step(of) == together
+    # The last token is computed anew, so a block that ends with it is not shared.
+    of = scheduler(shares_prefixes=True)
+    added(of, 1, 1, prefix=[7] * 4)
+    added(of, 2, 0, prefix=[7] * 4)
+    assert step(of) == [(1, Phase.PREFILL, 5), (2, Phase.PREFILL, 4)]
+
+
+def test_a_wait_ends_with_the_request_that_was_waited_for() -> None:
+    of = scheduler(shares_prefixes=True)
+    first = added(of, 1, 2, prefix=SHARED)
+    added(of, 2, 2, prefix=SHARED)
+    assert [work.request.id for work in of.plan()] == [1]
+    of.remove(first)
+    assert step(of) == [(2, Phase.PREFILL, 8)]
 
 
 def test_longrope_starts_over_with_all_tokens_at_once() -> None:

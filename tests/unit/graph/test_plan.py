@@ -166,6 +166,69 @@ def test_prompts_in_pieces_have_a_graph_for_every_pair_of_piece_and_context() ->
         plan.choose(Phase.EXTEND, 1, 65, 513)
 
 
+PREFIXES = {
+    "seq_len": 4096,
+    "max_context_length": 2048,
+    "enable_bucketing": True,
+    "context_encoding_buckets": [512, 1024, 2048],
+    "is_prefix_caching": True,
+    "is_block_kv_layout": True,
+    "pa_block_size": 32,
+}
+
+
+def test_prefix_buckets_have_a_graph_for_every_pair_of_prompt_and_prefix() -> None:
+    plan = plan_graphs(NeuronConfig(**PREFIXES, prefix_buckets=[512, 3072]))
+    extend = [(graph.length, graph.context) for graph in plan.of(Phase.EXTEND)]
+    # No row has more than seq_len tokens, so (2048, 3072) sees no more than 4096.
+    assert extend == [
+        *((512, 512), (512, 1024), (512, 3584)),
+        *((1024, 1024), (1024, 1536), (1024, 4096)),
+        *((2048, 2048), (2048, 2560), (2048, 4096)),
+    ]
+    assert plan == plan_graphs(NeuronConfig(**PREFIXES, prefix_buckets=[0, 512, 3072]))
+
+
+@pytest.mark.parametrize(
+    ("num_new", "num_prefix", "pair"),
+    [
+        # All tokens fill one prompt bucket: the cost of a plain prefill.
+        (1, 511, (512, 0)),
+        (57, 200, (512, 0)),
+        (256, 256, (512, 0)),
+        (600, 424, (1024, 0)),
+        # What the new tokens leave of their bucket counts for the prefix.
+        (300, 600, (512, 512)),
+        (513, 600, (1024, 512)),
+        (513, 1024, (1024, 1024)),
+        (500, 500, (512, 512)),
+        (100, 1436, (512, 1024)),
+        # They fill it.
+        (1, 512, (512, 512)),
+        (512, 512, (512, 512)),
+        (512, 513, (512, 1024)),
+        (2048, 2048, (2048, 2048)),
+        # Only a larger prompt bucket has room for so long a prefix.
+        (1, 2560, (1024, 2048)),
+        (512, 2561, (2048, 2048)),
+    ],
+)
+def test_the_pair_of_a_prompt_and_its_prefix(
+    num_new: int, num_prefix: int, pair: tuple[int, int]
+) -> None:
+    """As NxDI documents it; where it has no pair, in the last rows, the next prompt bucket."""
+    plan = plan_graphs(NeuronConfig(**PREFIXES, prefix_buckets=[512, 1024, 2048]))
+    chosen = plan.choose(Phase.EXTEND, 1, num_new, num_prefix + num_new)
+    assert (chosen.length, chosen.context - chosen.length) == pair
+
+
+def test_a_prefix_beyond_the_largest_pair() -> None:
+    plan = plan_graphs(NeuronConfig(**PREFIXES, prefix_buckets=[512]))
+    assert plan.choose(Phase.EXTEND, 1, 1, 2560).context == 2560
+    with pytest.raises(BucketError, match=r"of 2561 .*\(2560\); raise seq_len, and prefix_buckets"):
+        plan.choose(Phase.EXTEND, 1, 1, 2561)
+
+
 def test_a_paged_cache_has_blocks_where_another_has_rows() -> None:
     config = NeuronConfig(seq_len=40, max_context_length=20, batch_size=3, **PAGED)
     assert config.pa_num_blocks == 3 * 3

@@ -46,6 +46,63 @@ def test_a_compiled_model_knows_its_config_and_its_weights(saved: Path, tmp_path
     assert torch.equal(app(IDS).logits, load_app(saved, seq_len=32)(IDS).logits)
 
 
+BUDGET: dict[str, Any] = {
+    "seq_len": 32,
+    "batch_size": 3,
+    "is_block_kv_layout": True,
+    "pa_block_size": 8,
+    "kv_cache_memory_bytes": 100_000,
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "block_bytes"),
+    [  # 2 layers, keys and values of 2 heads of 16, in blocks of 8 tokens
+        ({}, 2 * 2 * 2 * 16 * 8 * 4),
+        ({"tp_degree": 2}, 2 * 2 * 1 * 16 * 8 * 4),
+        ({"tp_degree": 4}, 2 * 2 * 1 * 16 * 8 * 4),  # each head twice
+        ({"kv_cache_quant": True}, 2 * 2 * 2 * 16 * 8),
+        ({"pa_block_size": 16}, 2 * 2 * 2 * 16 * 16 * 4),
+        ({"torch_dtype": "bfloat16"}, 2 * 2 * 2 * 16 * 8 * 4),  # caches are float32 here
+        (
+            {"torch_dtype": "bfloat16", "backend": "neuron", "target": "trn2"},
+            2 * 2 * 2 * 16 * 8 * 2,
+        ),
+    ],
+    ids=str,
+)
+def test_as_many_blocks_as_the_memory_holds(
+    saved: Path, options: dict[str, Any], block_bytes: int
+) -> None:
+    app = make_app(saved, **{**BUDGET, **options})
+    assert app.neuron_config.pa_num_blocks == 100_000 // block_bytes - 1
+    assert app.config.neuron_config is app.neuron_config
+
+
+def test_the_artefact_says_how_many_blocks_there_are(saved: Path, tmp_path: Path) -> None:
+    app = make_app(saved, **BUDGET)
+    app.compile(tmp_path / "artifact", progress=False)
+    again = NeuronLlamaForCausalLM(tmp_path / "artifact")
+    assert again.config == app.config
+    assert (again.neuron_config.pa_num_blocks, again.neuron_config.kv_cache_memory_bytes) == (
+        23,
+        None,
+    )
+    for same in (again, make_app(saved, **BUDGET)):
+        same.load(tmp_path / "artifact")
+        caches = same.runner.executables[0].caches
+        assert sum(cache.nbytes for cache in caches) <= 100_000
+    with pytest.raises(ArtifactError, match="pa_num_blocks"):
+        make_app(saved, **{**BUDGET, "kv_cache_memory_bytes": 50_000}).load(tmp_path / "artifact")
+
+
+def test_memory_for_less_than_one_sequence(saved: Path) -> None:
+    with pytest.raises(ConfigError, match=r"=32 takes 4: give 20480 or more"):
+        make_app(saved, **{**BUDGET, "kv_cache_memory_bytes": 20_479})
+    app = make_app(saved, **{**BUDGET, "kv_cache_memory_bytes": 20_480})
+    assert app.neuron_config.pa_num_blocks == 4
+
+
 def test_a_folder_without_a_compiled_config(saved: Path) -> None:
     with pytest.raises(ConfigError, match=r"neuron_config\.json"):
         NeuronLlamaForCausalLM(saved)

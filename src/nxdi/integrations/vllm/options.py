@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nxdi import env
-from nxdi.errors import ConfigError
+from nxdi.errors import ConfigError, UnsupportedError
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -67,9 +67,12 @@ def asked_options(config: VllmConfig, is_paged: bool, num_blocks: int) -> dict[s
     """The keywords of NeuronConfig that this configuration of vLLM decides, or the user gave.
 
     num_blocks: of a paged cache.
-    Raises: ConfigError where `override_neuron_config` contradicts an option of vLLM.
+    Raises: ConfigError where `override_neuron_config` contradicts an option of vLLM;
+        UnsupportedError for options that would have no effect.
     """
     overrides = override_options(config)
+    if overrides.get("async_mode"):
+        raise UnsupportedError("async_mode is for nxdi's own batching; leave it out: vLLM steps")
     decided = _decided_by_vllm(config, is_paged, num_blocks)
     tp_degree = overrides.get("tp_degree")
     if tp_degree is not None and decided["tp_degree"] == 1:

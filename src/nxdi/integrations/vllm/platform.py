@@ -115,6 +115,7 @@ class NxdiPlatform(Platform):
 
 def _refuse_unsupported(config: VllmConfig) -> None:
     parallel, ranks = config.parallel_config, "use tensor_parallel_size"
+    blocks = "use num_gpu_blocks_override"
     for option, value, offered, remedy in (
         ("enable_lora", config.lora_config, (None,), "merge the adapter into the checkpoint"),
         ("speculative_config", config.speculative_config, (None,), "leave it out"),
@@ -124,6 +125,7 @@ def _refuse_unsupported(config: VllmConfig) -> None:
         ("load_format", config.load_config.load_format, LOAD_FORMATS, "leave it out"),
         ("kv_cache_dtype", config.cache_config.cache_dtype, KV_CACHE_DTYPES, "leave it out"),
         ("hf_overrides", _overridden(config), (set(),), "change config.json"),
+        ("kv_cache_memory_bytes", config.cache_config.kv_cache_memory_bytes, (None,), blocks),
         ("enable_prompt_embeds", config.model_config.enable_prompt_embeds, (False,), "give tokens"),
     ):
         if value not in offered:

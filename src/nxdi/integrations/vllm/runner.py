@@ -16,10 +16,10 @@ from vllm.v1.outputs import (
     ModelRunnerOutput,
 )
 
-from nxdi.generation.rows import Row, run_rows
+from nxdi.generation.rows import Row, row_inputs
 from nxdi.integrations.vllm.requests import RunningRequest
 from nxdi.integrations.vllm.sampling import HostSampler
-from nxdi.models.causal_lm import NeuronBaseForCausalLM
+from nxdi.models.causal_lm import CausalLMOutput, NeuronBaseForCausalLM
 from nxdi.types import Phase
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class ModelRunner:
         rows = [
             Row(request.tokens[start:stop], start, request.table) for request, start, stop in works
         ]
-        output = run_rows(self.model, rows, self._sampling([request for request, _, _ in works]))
+        output = self._call(rows, [request for request, _, _ in works])
         results = []
         for i, (request, _, stop) in enumerate(works):
             if stop < len(request.tokens):
@@ -158,7 +158,7 @@ class ModelRunner:
         result = _Result(request)
         for place in range(start, stop):
             rows = [Row([request.tokens[place]], place, request.table)]
-            output = run_rows(self.model, rows, self._sampling([request]))
+            output = self._call(rows, [request])
             assert output.logits is not None
             if place + 1 < request.prompt_len:
                 target = request.tokens[place + 1]
@@ -167,13 +167,13 @@ class ModelRunner:
                 result.logits = output.logits[0]
         return result
 
-    def _sampling(self, requests: Sequence[RunningRequest]) -> dict[str, Any]:
-        if self.model.neuron_config.on_device_sampling_config is None:
-            return {}
-        return {
-            "sampling_params": torch.tensor([request.device_params for request in requests]),
-            "seeds": [request.seed for request in requests],
-        }
+    def _call(self, rows: Sequence[Row], requests: Sequence[RunningRequest]) -> CausalLMOutput:
+        inputs: dict[str, Any] = row_inputs(self.model.neuron_config, rows)
+        if self.model.neuron_config.on_device_sampling_config is not None:
+            params = [request.device_params for request in requests]
+            inputs["sampling_params"] = torch.tensor(params)
+            inputs["seeds"] = [request.seed for request in requests]
+        return self.model(**inputs)
 
     # Sampling.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nxdi.config import NeuronConfig
 from nxdi.parallel_layers.sharding import DimShard, HeadShard, shard_of
 from nxdi.runtime.estimate import memory_of
 from nxdi.runtime.weights import cut_for_rank
@@ -40,6 +41,16 @@ def sharding_notes(wanted: Mapping[str, Tensor], num_ranks: int) -> Iterator[str
             found[re.sub(r"\.\d+\.", ".*.", name)] = text
     for names in _groups(found, smallest=1):
         yield f"{', '.join(names)}: {found[names[0]]}"
+
+
+def pool_notes(config: NeuronConfig) -> Iterator[str]:
+    """How many tokens the blocks of a paged cache hold."""
+    if config.is_block_kv_layout:
+        num_tokens = config.pa_num_blocks * config.pa_block_size
+        yield (
+            f"pa_num_blocks={config.pa_num_blocks} of {config.pa_block_size} tokens, which hold "
+            f"{num_tokens / config.max_length:.1f} sequences of max_length={config.max_length}"
+        )
 
 
 def window_notes(module: nn.Module) -> Iterator[str]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nxdi.config import NeuronConfig
-from nxdi.errors import ConfigError
+from nxdi.errors import ConfigError, UnsupportedError
 from nxdi.integrations.vllm.layout import is_paged, lay_out_cache, num_cache_blocks
 from nxdi.integrations.vllm.options import asked_options, neuron_options, override_options
 
@@ -160,6 +160,11 @@ def test_contradictions_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         options_of(vllm_config(overriding(**options), **changes))
+
+
+def test_options_without_effect_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match="async_mode"):
+        options_of(vllm_config(overriding(async_mode=True)))
 
 
 def test_unknown_keywords_are_refused() -> None:

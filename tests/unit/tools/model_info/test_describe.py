@@ -141,6 +141,17 @@ def test_notes_on_windows(tmp_path: Path) -> None:
     assert info.caches[0].shape[2] < 32
 
 
+def test_notes_on_blocks(saved: Path) -> None:
+    options = {**SHORT, "is_block_kv_layout": True, "pa_block_size": 8}
+    (note,) = describe_model(make_app(saved, **options)).notes
+    assert note == "pa_num_blocks=8 of 8 tokens, which hold 2.0 sequences of max_length=32"
+    info = describe_model(make_app(saved, **options, kv_cache_memory_bytes=100_000))
+    assert info.notes == (
+        "pa_num_blocks=23 of 8 tokens, which hold 5.8 sequences of max_length=32",
+    )
+    assert info.cache_bytes == 24 * 4096
+
+
 def test_graphs_are_the_planned_ones(saved: Path) -> None:
     app = make_app(saved, seq_len=300, enable_bucketing=True, max_context_length=128)
     info = describe_model(app)
