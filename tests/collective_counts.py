@@ -11,6 +11,7 @@ def collectives_of_step(family: str, num_layers: int) -> Counter[str]:
     particular: dict[str, Counter[str]] = {
         # The mean square over all heads of queries, and of keys.
         "olmo2": Counter(all_reduce=2 * num_layers),
+        "olmoe": Counter(all_reduce=2 * num_layers),
         # Learned positions.
         "gpt2": Counter(all_gather=1),
     }

@@ -18,6 +18,8 @@ from torch import nn
 from transformers import (
     Cohere2Config,
     Cohere2ForCausalLM,
+    DbrxConfig,
+    DbrxForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
@@ -28,14 +30,20 @@ from transformers import (
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Olmo2Config,
     Olmo2ForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     PreTrainedModel,
@@ -43,6 +51,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     SmolLM3Config,
     SmolLM3ForCausalLM,
 )
@@ -110,6 +120,45 @@ _COHERE2: dict[str, Any] = {
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     "logit_scale": 0.4,
 }
+_MIXTRAL: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
+# One layer of each kind.
+_QWEN3_MOE: dict[str, Any] = {
+    "head_dim": 24,
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 40,
+    "norm_topk_prob": True,
+    "mlp_only_layers": [0],
+}
+_OLMOE: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 3, "clip_qkv": 1.0}
+_DBRX: dict[str, Any] = {
+    "attn_config": {"kv_n_heads": 2, "clip_qkv": 1.0, "rope_theta": 10000.0},
+    "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+}
+# The sizes of DBRX's experts follow its own names only.
+_DBRX_NAMES = {
+    "hidden_size": "d_model",
+    "num_attention_heads": "n_heads",
+    "num_hidden_layers": "n_layers",
+    "max_position_embeddings": "max_seq_len",
+}
+# As published, but that the clamp of 7 is lowered until it is felt.
+_GPT_OSS: dict[str, Any] = {
+    "head_dim": 16,
+    "sliding_window": 24,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "swiglu_limit": 1.5,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "factor": 32.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 64,
+        "rope_theta": 1000.0,
+    },
+}
 _FAMILIES: dict[str, tuple[type[Any], type[PreTrainedModel], dict[str, Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM, {}),
     "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": 24}),
@@ -125,6 +174,11 @@ _FAMILIES: dict[str, tuple[type[Any], type[PreTrainedModel], dict[str, Any]]] = 
     "gpt_neox": (GPTNeoXConfig, GPTNeoXForCausalLM, {}),
     "cohere2": (Cohere2Config, Cohere2ForCausalLM, _COHERE2),
     "glm4": (Glm4Config, Glm4ForCausalLM, {"head_dim": 16}),
+    "mixtral": (MixtralConfig, MixtralForCausalLM, _MIXTRAL),
+    "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM, _QWEN3_MOE),
+    "olmoe": (OlmoeConfig, OlmoeForCausalLM, _OLMOE),
+    "dbrx": (DbrxConfig, DbrxForCausalLM, _DBRX),
+    "gpt_oss": (GptOssConfig, GptOssForCausalLM, _GPT_OSS),
 }
 FAMILIES = tuple(_FAMILIES)
 # Multiplied again in the model: drawn as wide as the others, a tied embedding repeats its input.
@@ -134,7 +188,9 @@ _SCALING_EMBEDDINGS = ("gemma2", "gemma3")
 def tiny_hf_model(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """A float32 Hugging Face model of 2 layers in eval mode; `overrides` go to its config."""
     config_cls, model_cls, particular = _FAMILIES[family]
-    config = config_cls(**{**_SHAPE, **particular, **overrides})
+    names = _DBRX_NAMES if family == "dbrx" else {}
+    attributes = {**_SHAPE, **particular, **overrides}
+    config = config_cls(**{names.get(name, name): value for name, value in attributes.items()})
     model = drawn_wide(model_cls(config), seed)
     if family in _SCALING_EMBEDDINGS:
         model.get_input_embeddings().weight.data /= model.config.hidden_size**0.5

@@ -20,6 +20,10 @@ _CONTEXT_PARALLEL = (
     "attention is never split over the sequence (cp_degree is 1); take the branch for cp_degree=1"
 )
 _DEVICE = "tied to the Neuron SDK; write it in torch, the graph compiler does the rest"
+_EXPERTS = (
+    "make the mixture as a whole, with nxdi.modules.moe_v2.initialize_moe_module, or with make_moe "
+    "of nxdi.modules.moe for another router (docs/moe.md)"
+)
 _GQA = (
     "NeuronAttentionBase makes its projections itself, heads padded or replicated as tp_degree "
     "needs; give it qkv_bias, o_bias, and override prep_qkv_tensors"
@@ -41,8 +45,6 @@ def _planned(what: str) -> str:
 ABSENT = {
     # models
     "models.config.FusedSpecNeuronConfig": _planned("speculation"),
-    "models.config.HybridShardingConfig": _planned("mixture of experts"),
-    "models.config.MoENeuronConfig": _planned("mixture of experts"),
     "models.config.MultimodalVisionNeuronConfig": _VISION,
     "models.config.TensorCaptureConfig": "use capture_tensors of nxdi.tools.accuracy.tensors",
     "models.config.TensorReplacementConfig": "use replace_tensors of nxdi.tools.accuracy.tensors",
@@ -80,8 +82,15 @@ ABSENT = {
     "modules.kvcache.utils": _CACHE,
     "modules.lora": _TRAINING,
     "modules.lora_serving": _planned("LoRA"),
-    "modules.moe": _planned("mixture of experts"),
-    "modules.moe_v2": _planned("mixture of experts"),
+    "modules.moe.expert_mlps": _EXPERTS,
+    "modules.moe.expert_mlps_v2": _EXPERTS,
+    "modules.moe.model": _EXPERTS,
+    "modules.moe.moe_configs": "RouterConfig and BlockwiseMatmulConfig are in nxdi.models.config; "
+    "the rest is read from the model's config",
+    "modules.moe.moe_process_group": "groups follow from moe_tp_degree, moe_ep_degree and "
+    "hybrid_sharding_config",
+    "modules.moe.routing": _EXPERTS,
+    "modules.moe.shared_experts": _EXPERTS,
     "modules.qkv_linear": _GQA,
     # neuronx_distributed
     "kernels.flash_attn": _DEVICE,

@@ -8,21 +8,28 @@ from typing import Any
 import pytest
 import torch
 
-from nxdi.config import OPTIONS, NeuronConfig, OnDeviceSamplingConfig, Status, no_op_options
+from nxdi.config import (
+    OPTIONS,
+    MoENeuronConfig,
+    NeuronConfig,
+    OnDeviceSamplingConfig,
+    Status,
+    no_op_options,
+)
 from nxdi.errors import UnsupportedError
 
 OWN = {"backend", "kv_cache_memory_bytes"}
 
 _SUPPORTED = """
     allow_input_truncation async_mode attn_cls backend batch_size chunked_prefill_config
-    context_encoding_buckets ctx_batch_size enable_bucketing is_block_kv_layout
-    is_continuous_batching is_prefix_caching kv_cache_batch_size kv_cache_memory_bytes
-    kv_cache_quant kv_quant_config local_ranks_size max_batch_size max_context_length max_length
-    max_new_tokens on_cpu on_device_sampling_config output_logits overrides_torch_dtype
-    pa_block_size pa_num_blocks padding_side prefix_buckets save_sharded_checkpoint seq_len
-    sequence_parallel_enabled skip_warmup start_rank_id tkg_batch_size token_generation_batches
-    token_generation_buckets torch_dtype tp_degree vocab_parallel windowed_context_encoding_size
-    world_size
+    context_encoding_buckets ctx_batch_size enable_bucketing ep_dispatch_cc_option
+    is_block_kv_layout is_continuous_batching is_prefix_caching kv_cache_batch_size
+    kv_cache_memory_bytes kv_cache_quant kv_quant_config local_ranks_size max_batch_size
+    max_context_length max_length max_new_tokens on_cpu on_device_sampling_config output_logits
+    overrides_torch_dtype pa_block_size pa_num_blocks padding_side prefix_buckets
+    save_sharded_checkpoint seq_len sequence_parallel_enabled skip_warmup start_rank_id
+    tkg_batch_size token_generation_batches token_generation_buckets torch_dtype tp_degree
+    vocab_parallel windowed_context_encoding_size world_size
 """
 
 _NO_OP = """
@@ -31,7 +38,7 @@ _NO_OP = """
     attn_block_tkg_nki_kernel_enabled attn_block_tkg_nki_kernel_use_online_softmax
     attn_kernel_enabled attn_tkg_builtin_kernel_enabled attn_tkg_nki_kernel_enabled
     bucket_n_active_tokens buckets disable_argmax_kernel disable_kv_cache_tiling
-    disable_numeric_cc_token enable_cte_modular_flow ep_dispatch_cc_option
+    disable_numeric_cc_token enable_cte_modular_flow
     expert_mlp_nki_kernel_enabled fused_qkv k_cache_transposed kv_cache_padding_size
     layer_boundary_markers lm_head_pad lm_head_pad_alignment_size mlp_kernel_enabled
     mlp_kernel_fuse_residual_add mlp_tkg_nki_kernel_enabled moe_fused_nki_kernel_enabled
@@ -63,33 +70,58 @@ _REFUSED = """
     token_tree_config
 """
 
+# Of a mixture of experts only.
+_MOE_SUPPORTED = """
+    blockwise_matmul_config capacity_factor disable_normalize_top_k_affinities
+    early_expert_affinity_modulation gate_clamp_lower_limit gate_clamp_upper_limit glu_type
+    hidden_act_bias hidden_act_scaling_factor hybrid_sharding_config moe_ep_degree moe_tp_degree
+    router_config up_clamp_lower_limit up_clamp_upper_limit
+"""
+
+_MOE_NO_OP = """
+    fused_shared_experts moe_mask_padded_tokens shared_experts_sequence_parallel_enabled
+    transpose_shared_experts_weights use_index_calc_kernel
+"""
+
+_MOE_REFUSED = "glu_mlp return_expert_index return_router_logits"
+
+MOE_SUPPORTED, MOE_NO_OP = _MOE_SUPPORTED.split(), _MOE_NO_OP.split()
+MOE_REFUSED = _MOE_REFUSED.split()
+MOE_NAMES = [*MOE_SUPPORTED, *MOE_NO_OP, *MOE_REFUSED]
 SUPPORTED, NO_OP, REFUSED = _SUPPORTED.split(), _NO_OP.split(), _REFUSED.split()
 DEVICE = _DEVICE.split()
 NAMES = [*SUPPORTED, *NO_OP, *DEVICE, *REFUSED]
-FIELDS = {f.name: f for f in fields(NeuronConfig)}
+FIELDS = {f.name: f for f in fields(MoENeuronConfig)}
 
 
 def test_all_of_nxdi_s_keywords_are_there_and_nothing_else() -> None:
     assert len(set(NAMES) - OWN) == 138
     assert len(NAMES) == len(set(NAMES))
-    assert set(FIELDS) == set(NAMES)
-    assert set(OPTIONS) == set(NAMES)
+    assert {f.name for f in fields(NeuronConfig)} == set(NAMES)
+    assert set(OPTIONS) == {*NAMES, *MOE_NAMES}
+
+
+def test_so_are_those_of_a_mixture_of_experts() -> None:
+    """21, and two that NxDI's constructor names."""
+    assert len(MOE_NAMES) == len(set(MOE_NAMES)) == 21 + 2
+    assert set(FIELDS) == {*NAMES, *MOE_NAMES}
 
 
 @pytest.mark.parametrize(
     ("status", "names"),
     [
-        (Status.SUPPORTED, SUPPORTED),
-        (Status.NO_OP, NO_OP),
+        (Status.SUPPORTED, [*SUPPORTED, *MOE_SUPPORTED]),
+        (Status.NO_OP, [*NO_OP, *MOE_NO_OP]),
         (Status.DEVICE, DEVICE),
-        (Status.REFUSED, REFUSED),
+        (Status.REFUSED, [*REFUSED, *MOE_REFUSED]),
     ],
 )
 def test_each_option_has_its_status(status: Status, names: list[str]) -> None:
-    assert sorted(name for name, option in OPTIONS.items() if option.status is status) == names
+    found = [name for name, option in OPTIONS.items() if option.status is status]
+    assert sorted(found) == sorted(names)
 
 
-@pytest.mark.parametrize("name", [*NO_OP, *DEVICE, *REFUSED])
+@pytest.mark.parametrize("name", [*NO_OP, *MOE_NO_OP, *DEVICE, *REFUSED, *MOE_REFUSED])
 def test_each_limit_says_why(name: str) -> None:
     assert OPTIONS[name].reason
 
@@ -113,12 +145,13 @@ def _other_value(f: Field[Any], default: Any) -> Any:
     return kinds[str(f.type).removesuffix(" | None")]
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", [*REFUSED, *MOE_REFUSED])
 def test_refused_options_raise(name: str) -> None:
-    default = getattr(NeuronConfig(), name)
-    assert getattr(NeuronConfig(**{name: default}), name) == default
+    config_cls = MoENeuronConfig if name in MOE_NAMES else NeuronConfig
+    default = getattr(config_cls(), name)
+    assert getattr(config_cls(**{name: default}), name) == default
     with pytest.raises(UnsupportedError) as caught:
-        NeuronConfig(**{name: _other_value(FIELDS[name], default)})
+        config_cls(**{name: _other_value(FIELDS[name], default)})
     assert f"{name}=" in str(caught.value)
     assert OPTIONS[name].reason in str(caught.value)
     assert OPTIONS[name].remedy in str(caught.value)
@@ -132,10 +165,11 @@ def test_options_of_the_device_are_listed_on_other_backends(name: str) -> None:
     assert listed not in no_op_options(NeuronConfig(**{name: value}, backend="neuron"))
 
 
-@pytest.mark.parametrize("name", NO_OP)
+@pytest.mark.parametrize("name", [*NO_OP, *MOE_NO_OP])
 def test_no_op_options_are_accepted_and_listed(name: str) -> None:
-    value = _other_value(FIELDS[name], getattr(NeuronConfig(), name))
-    config = NeuronConfig(**{name: value})
+    config_cls = MoENeuronConfig if name in MOE_NAMES else NeuronConfig
+    value = _other_value(FIELDS[name], getattr(config_cls(), name))
+    config = config_cls(**{name: value})
     assert getattr(config, name) == value
     assert (name, value, OPTIONS[name].reason) in no_op_options(config)
 

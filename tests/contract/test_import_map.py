@@ -40,7 +40,9 @@ def test_an_absent_name_says_why_and_where_to_read_on(path: str) -> None:
     assert GUIDE in str(caught.value)
 
 
-@pytest.mark.parametrize("path", ["modules.moe_v2.X", "models.model_wrapper.ModelWrapper"])
+@pytest.mark.parametrize(
+    "path", ["modules.moe.routing.RouterTopK", "models.model_wrapper.ModelWrapper"]
+)
 def test_so_does_what_is_below_it(path: str) -> None:
     with pytest.raises(ImportError, match=GUIDE):
         import_as_a_port_does(path)

@@ -390,6 +390,32 @@ def test_the_other_graphs_keep_every_rule(family: str, name: str, folders: dict[
     assert find_divergences(program) == []
 
 
+IN_BLOCKS = {"blockwise_matmul_config": {"block_size": 2}}
+EXPERTS = {
+    "blocks": (Phase.PREFILL, {**IN_BLOCKS, "moe_ep_degree": 2}),
+    "capacity": (Phase.PREFILL, {"capacity_factor": 1.0, "moe_ep_degree": 2}),
+    "one row": (Phase.DECODE, {"batch_size": 1, "moe_ep_degree": 2}),
+    "hybrid": (
+        Phase.DECODE,
+        {"hybrid_sharding_config": {"moe_cte_tp_degree": 2, "moe_tkg_ep_degree": 2}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+def test_experts_keep_every_rule(family: str, name: str, folders: dict[str, Path]) -> None:
+    """Ranks have different experts, and one program."""
+    phase, options = EXPERTS[name]
+    programs = [export(folders[family], phase, rank=r, tp_degree=2, **options) for r in range(2)]
+    assert programs[0].graph_module.code == programs[1].graph_module.code
+    check_state(programs[0], CACHES)
+    check_dtypes(programs[0])
+    check_functional(programs[0], CACHES)
+    assert collectives(programs[0]) == collectives_of_step(family, LAYERS)
+    assert find_divergences(programs[0]) == []
+
+
 def test_a_float8_cache_is_the_only_other_dtype(folders: dict[str, Path]) -> None:
     program = export(folders["llama"], Phase.DECODE, kv_cache_quant=True)
     check_state(program, CACHES)

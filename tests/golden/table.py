@@ -80,6 +80,14 @@ _UNCAPPED = {
     "sliding_window": 80,
 }
 
+_QWEN3_MOE_PLAIN = {
+    "norm_topk_prob": False,
+    "mlp_only_layers": [],
+    "decoder_sparse_step": 2,
+    "num_experts_per_tok": 1,
+}
+_OLMOE_TIED = {"norm_topk_prob": True, "clip_qkv": None, "tie_word_embeddings": True}
+
 FAMILIES = {
     "llama": "Llama 1 to 3.3",
     "mistral": "Mistral",
@@ -95,6 +103,11 @@ FAMILIES = {
     "gemma2": "Gemma 2",
     "gemma3": "Gemma 3, text only",
     "phi3": "Phi-3, Phi-3.5, Phi-4",
+    "mixtral": "Mixtral",
+    "qwen3_moe": "Qwen3-MoE",
+    "olmoe": "OLMoE",
+    "dbrx": "DBRX",
+    "gpt_oss": "GPT-OSS, 16-bit weights",
 }
 VARIANTS = (
     Variant("llama", "llama", "grouped-query attention"),
@@ -204,6 +217,14 @@ VARIANTS = (
         seed=2,
         alone=True,
     ),
+    Variant("mixtral", "mixtral", "2 of 4 experts per token"),
+    Variant("mixtral-windows", "mixtral", "windows", {"sliding_window": 24}),
+    Variant("qwen3_moe", "qwen3_moe", "experts in some layers", seed=1),
+    Variant("qwen3_moe-plain", "qwen3_moe", "one expert per token", _QWEN3_MOE_PLAIN, seed=1),
+    Variant("olmoe", "olmoe", "norms over all heads, bounded values"),
+    Variant("olmoe-tied", "olmoe", "tied embeddings", _OLMOE_TIED, seed=1),
+    Variant("dbrx", "dbrx", "bounded values, layer norms without bias"),
+    Variant("gpt_oss", "gpt_oss", "sinks, windows, YaRN, a clamped SwiGLU", seed=1),
 )
 BY_NAME = {variant.name: variant for variant in VARIANTS}
 
@@ -217,8 +238,11 @@ MODES = (
     *("llama", "llama-7-heads", "mistral", "qwen2"),
     *("smollm3", "gpt2", "gpt_neox", "cohere2", "glm4"),
     *("qwen3", "granite", "olmo2-mqa", "gemma2", "gemma3", "phi3-partial"),
+    *("mixtral", "qwen3_moe", "olmoe", "dbrx", "gpt_oss"),
 )
-ROWS = ("llama", "mistral", "qwen2-windows", "gpt2", "cohere2", "gemma3")
+# Variants with experts that run spread in every way over ranks.
+EXPERTS = ("mixtral", "qwen3_moe", "olmoe", "dbrx", "gpt_oss")
+ROWS = ("llama", "mistral", "qwen2-windows", "gpt2", "cohere2", "gemma3", "gpt_oss")
 # Variants with prompts and continuations on both sides of position 512.
 LONG = ("llama", "llama-llama3", "mistral", "qwen2-windows", "gemma3")
 # (variant, tp degree) of compiled runs: every phase, cache layout and dtype; with the slow ones,
@@ -228,7 +252,7 @@ CPU_SLOW = (
     *(("llama", 1), ("llama", 2), ("llama-bf16", 2), ("mistral", 1), ("qwen2-windows", 2)),
     *(("smollm3-windows", 2), ("gpt2", 1), ("gpt_neox", 1), ("cohere2", 2), ("glm4", 2)),
     *(("qwen3", 2), ("granite", 1), ("olmo2-mqa", 2), ("gemma2", 1), ("gemma3", 2)),
-    ("phi3", 1),
+    *(("phi3", 1), ("mixtral", 2), ("qwen3_moe", 1), ("olmoe", 2), ("dbrx", 1), ("gpt_oss", 2)),
 )
 # Variants that run as one process per rank.
 TORCHRUN = ("llama", "mistral", "qwen2")

@@ -182,6 +182,11 @@ FAULTS = {
     "gate and up swapped": Fault("layers.2.mlp.gate_proj", weights=gate_and_up_swapped),
     "wrong activation": Fault("layers.0.mlp", config={"hidden_act": "gelu"}),
     "up not multiplied": Fault("layers.0.mlp", code=up_not_multiplied),
+    "experts in another order": Fault(
+        "layers.1.mlp",
+        variant="mixtral",
+        weights=replaced("layers.1.mlp.experts.down_proj", lambda w: w.roll(1, 0)),
+    ),
     "no residual": Fault("layers.0", code=no_residual),
     "no second residual": Fault("layers.0", code=no_second_residual),
     "wrong norm eps": Fault("layers.0.input_layernorm", config={"rms_norm_eps": 1e-3}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -18,6 +18,10 @@ from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.models.model_base import NeuronBaseModel
 from nxdi.modules import rope
 from nxdi.modules.kvcache.window import WindowCache
+from nxdi.modules.moe import glu
+from nxdi.modules.moe.experts import Experts
+from nxdi.modules.moe.router import Router, Routing
+from nxdi.modules.yarn import Yarn
 from nxdi.parallel_layers import collectives, layers
 from nxdi.runtime.backends.eager import EagerRank
 from nxdi.types import Phase
@@ -120,13 +124,44 @@ def dropped_bias(patch: Patch) -> None:
     patch.setattr(layers, "linear", lambda x, weight, bias=None: right(x, weight))
 
 
+def neighbouring_expert(patch: Patch) -> None:
+    """One expert of all is mistaken for the next."""
+    right = Experts.local
+    patch.setattr(
+        Experts, "local", lambda self, chosen: right(self, torch.where(chosen == 1, 2, chosen))
+    )
+
+
+def every_rank_is_the_first(patch: Patch) -> None:
+    patch.setattr(Experts, "local", lambda self, chosen: chosen)
+
+
+def weights_that_do_not_sum_to_one(patch: Patch) -> None:
+    right = Router.forward
+
+    def wrong(self: Router, x: Tensor) -> Routing:
+        weights, experts = right(self, x)
+        return Routing(weights * 0.99, experts)
+
+    patch.setattr(Router, "forward", wrong)
+
+
+def no_clamp(patch: Patch) -> None:
+    patch.setattr(glu, "_within", lambda x, limits: x)
+
+
+def no_yarn(patch: Patch) -> None:
+    patch.setattr(Yarn, "frequencies", lambda self, inv_freq, base: inv_freq)
+
+
 @dataclass(frozen=True)
 class Fault:
-    """A way to break the library, and the variant and tp degree that show it."""
+    """A way to break the library, and the variant, tp degree and options that show it."""
 
     inject: Callable[[Patch], None]
     variant: str = "llama"
     tp_degree: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 FAULTS = (
@@ -144,6 +179,12 @@ FAULTS = (
     Fault(last_column),
     Fault(lost_partial_sum, tp_degree=2),
     Fault(dropped_bias, "qwen2"),
+    Fault(neighbouring_expert, "mixtral"),
+    Fault(every_rank_is_the_first, "mixtral", 2, {"moe_ep_degree": 2}),
+    Fault(weights_that_do_not_sum_to_one, "mixtral"),
+    Fault(lost_partial_sum, "olmoe", 2, {"moe_ep_degree": 2}),
+    Fault(no_clamp, "gpt_oss"),
+    Fault(no_yarn, "gpt_oss"),
 )
 
 
@@ -156,4 +197,4 @@ def test_a_fault_is_noticed(
     reference = reference_of(fault.variant)
     fault.inject(monkeypatch)
     with pytest.raises(AssertionError):
-        check_all_buckets(load(reference, fault.tp_degree), reference)
+        check_all_buckets(load(reference, fault.tp_degree, **fault.options), reference)

@@ -37,6 +37,33 @@ MODES = {
 }
 
 
+BLOCKS = {"blockwise_matmul_config": {"block_size": 8}}
+# (tp degree, options) of mixtures of experts.
+SPREAD: dict[str, tuple[int, dict[str, Any]]] = {
+    "blocks": (1, BLOCKS),
+    "two-places": (2, {**BLOCKS, "moe_ep_degree": 2}),
+    "four-places": (4, {"moe_ep_degree": 4}),
+    "two-by-two": (4, {**BLOCKS, "moe_tp_degree": 2, "moe_ep_degree": 2}),
+    "decode-by-expert": (
+        4,
+        {"hybrid_sharding_config": {"moe_cte_tp_degree": 4, "moe_tkg_ep_degree": 4}},
+    ),
+    "prefill-by-expert": (
+        4,
+        {
+            **BLOCKS,
+            "hybrid_sharding_config": {
+                **{"moe_cte_tp_degree": 1, "moe_cte_ep_degree": 4},
+                **{"moe_tkg_tp_degree": 2, "moe_tkg_ep_degree": 2},
+            },
+        },
+    ),
+    "scatter-gather": (2, {"moe_ep_degree": 2, "ep_dispatch_cc_option": "RS_AG"}),
+    "sequences": (2, {**BLOCKS, "moe_ep_degree": 2, "sequence_parallel_enabled": True}),
+    "room-for-all": (2, {"moe_ep_degree": 2, "capacity_factor": 100.0}),
+}
+
+
 def case(variant: table.Variant, tp_degree: int) -> Any:
     """Each family, and each other number of heads, at every degree; other variants always at 2."""
     differs = variant.name == variant.family or "num_attention_heads" in variant.overrides
@@ -69,6 +96,17 @@ def test_other_ways_to_spread_a_model(
     reference = reference_of(name)
     app = load(reference, tp_degree, **MODES[mode])
     check_generate(app, reference, [32, 17, 31], "left")
+
+
+@pytest.mark.parametrize("spread", SPREAD)
+@pytest.mark.parametrize("name", table.EXPERTS)
+def test_experts_spread_over_ranks(name: str, spread: str, reference_of: Get) -> None:
+    """Prefill and decode, of several rows and of one."""
+    reference = reference_of(name)
+    tp_degree, options = SPREAD[spread]
+    app = load(reference, tp_degree, token_generation_batches=[1], **options)
+    check_generate(app, reference, [32, 17, 31], "left")
+    check_generate(app, reference, [63], "right")
 
 
 @pytest.mark.parametrize("tp_degree", [1, 2])

@@ -227,5 +227,22 @@ CASES = (
         seed=14,
         sequence_parallel=True,
     ),
+    Case(
+        "qwen3_moe_port",
+        "NeuronQwen3MoeForCausalLM",
+        "Qwen3Moe",
+        {
+            **_GROUPED,
+            "head_dim": 24,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 40,
+            "norm_topk_prob": True,
+            "rope_parameters": _rope(10000.0),
+        },
+        hub={"num_experts": 8, "rope_theta": 10000.0},
+        seed=1,
+        sequence_parallel=True,
+    ),
 )
 BY_NAME = {case.name: case for case in CASES}

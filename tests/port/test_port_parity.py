@@ -41,6 +41,23 @@ def test_sequence_parallel(name: str, tp_degree: int, reference_of: Get) -> None
     check_generate(app, reference, [32, 17, 31], "left")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"moe_ep_degree": 2, "moe_tp_degree": 1},
+        {"hybrid_sharding_config": {"moe_cte_tp_degree": 2, "moe_tkg_ep_degree": 2}},
+        {"moe_fused_nki_kernel_enabled": True},
+        {"capacity_factor": 100.0},
+    ],
+)
+def test_a_mixture_of_experts_with_nxdis_options(
+    options: dict[str, Any], reference_of: Get
+) -> None:
+    reference = reference_of("qwen3_moe")
+    app = BY_NAME["qwen3_moe"].load_app(reference.folder, tp_degree=2, **options)
+    check_generate(app, reference, [32, 17, 31], "left")
+
+
 @pytest.mark.parametrize("name", VOCAB_PARALLEL)
 def test_vocab_parallel(name: str, reference_of: Get) -> None:
     reference = reference_of(name)

@@ -21,9 +21,9 @@ def module(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_reason_covers_what_is_below_it() -> None:
-    why = absent.ABSENT["modules.moe_v2"]
-    assert absent.reason("modules.moe_v2") == absent.reason("modules.moe_v2.a.b") == why
-    assert absent.reason("modules.moe_v2_of_mine") is absent.reason("modules") is None
+    why = absent.ABSENT["modules.eagle"]
+    assert absent.reason("modules.eagle") == absent.reason("modules.eagle.a.b") == why
+    assert absent.reason("modules.eagle_of_mine") is absent.reason("modules") is None
 
 
 def test_an_absent_name_says_why(module: str) -> None:

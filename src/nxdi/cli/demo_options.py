@@ -105,9 +105,10 @@ def _add_own_options(run: argparse.ArgumentParser) -> None:
 
 
 def _add_config_options(run: argparse.ArgumentParser) -> None:
-    from nxdi.config import NeuronConfig, OnDeviceSamplingConfig
+    from nxdi.config import MoENeuronConfig, OnDeviceSamplingConfig
 
-    _add_fields(run.add_argument_group("NeuronConfig"), NeuronConfig, _CONFIG)
+    # It has all the options of a NeuronConfig, which refuses those that only experts have.
+    _add_fields(run.add_argument_group("NeuronConfig"), MoENeuronConfig, _CONFIG)
     _add_fields(run.add_argument_group("sampling"), OnDeviceSamplingConfig, _SAMPLING)
 
 

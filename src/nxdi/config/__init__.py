@@ -8,17 +8,27 @@ from nxdi.config.inference import InferenceConfig
 from nxdi.config.keywords import to_torch_dtype
 from nxdi.config.kv_quantization import KVQuantizationConfig
 from nxdi.config.legacy import OPTIONS, Option, Status, no_op_options
+from nxdi.config.moe import (
+    BlockwiseMatmulConfig,
+    HybridShardingConfig,
+    MoENeuronConfig,
+    RouterConfig,
+)
 from nxdi.config.neuron import NeuronConfig
 from nxdi.config.sampling import OnDeviceSamplingConfig
 
 __all__ = [
     "OPTIONS",
+    "BlockwiseMatmulConfig",
     "ChunkedPrefillConfig",
+    "HybridShardingConfig",
     "InferenceConfig",
     "KVQuantizationConfig",
+    "MoENeuronConfig",
     "NeuronConfig",
     "OnDeviceSamplingConfig",
     "Option",
+    "RouterConfig",
     "Status",
     "load_pretrained_config",
     "no_op_options",

@@ -67,6 +67,10 @@ _SUPPORTED = """
     chunked_prefill_config windowed_context_encoding_size save_sharded_checkpoint skip_warmup
     kv_cache_memory_bytes kv_cache_quant kv_quant_config attn_cls world_size start_rank_id
     local_ranks_size async_mode
+    ep_dispatch_cc_option capacity_factor blockwise_matmul_config moe_tp_degree moe_ep_degree
+    hybrid_sharding_config glu_type hidden_act_scaling_factor hidden_act_bias
+    gate_clamp_upper_limit gate_clamp_lower_limit up_clamp_upper_limit up_clamp_lower_limit
+    early_expert_affinity_modulation disable_normalize_top_k_affinities router_config
 """
 
 _NO_OPS = {
@@ -81,13 +85,15 @@ _NO_OPS = {
         attn_block_tkg_nki_kernel_disable_gpsimd_sb2sb attn_block_cte_nki_kernel_enabled
         moe_fused_nki_kernel_enabled router_topk_nki_kernel_enabled
         expert_mlp_nki_kernel_enabled shared_mlp_nki_kernel_enabled disable_argmax_kernel
+        use_index_calc_kernel
     """,
     "it tunes the Neuron compiler or runtime": """
         enable_cte_modular_flow layer_boundary_markers seq_len_threshold_for_cc_tiling
         weights_to_skip_layout_optimization
     """,
     "it chooses between collectives with equal results": """
-        weight_gather_seq_len_threshold ep_dispatch_cc_option disable_numeric_cc_token switch_cc
+        weight_gather_seq_len_threshold disable_numeric_cc_token switch_cc
+        shared_experts_sequence_parallel_enabled
     """,
     "it is a layout of the key cache in device memory": """
         k_cache_transposed disable_kv_cache_tiling
@@ -101,7 +107,9 @@ _NO_OPS = {
     "each graph sets it, and context_encoding_buckets and token_generation_buckets choose": (
         "buckets"
     ),
-    "the projections stay separate, with equal results": "fused_qkv",
+    "the projections stay separate, with equal results": "fused_qkv fused_shared_experts",
+    "it is a layout of weights in device memory": "transpose_shared_experts_weights",
+    "padding never takes the place of a token with an expert": "moe_mask_padded_tokens",
     "it tells a Neuron kernel where the model's own query and key norms are": "pre_rope_rmsnorm",
     "the vocabulary is padded as sharding needs, and padded logits are never returned": """
         lm_head_pad lm_head_pad_alignment_size
@@ -134,12 +142,15 @@ _REFUSALS: dict[tuple[str, str], str] = {
     ("this form of parallelism is not part of this release", "use tp_degree"): """
         cp_degree mlp_cp_degree attention_dp_degree pp_degree ep_degree flash_decoding_enabled
     """,
+    ("experts without a gate are not part of this release", "leave it out"): "glu_mlp",
     ("vision models are not part of this release", "leave it out"): "enable_ve_data_parallel",
     (
         "compiled graphs return nothing from within",
         "use backend='eager' with capture_tensors and replace_tensors of "
         "nxdi.tools.accuracy.tensors",
-    ): "tensor_capture_config tensor_replacement_config",
+    ): """
+        tensor_capture_config tensor_replacement_config return_expert_index return_router_logits
+    """,
     (
         "query and key norms are a part of the model",
         "give q_layernorm and k_layernorm to NeuronAttentionBase",

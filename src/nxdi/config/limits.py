@@ -54,6 +54,11 @@ _SIZES = {
     "head_dim": 2**12,
     "max_position_embeddings": _INT32,
     "sliding_window": _INT32,
+    **dict.fromkeys(("num_experts", "num_local_experts", "moe_num_experts"), 2**12),
+    **dict.fromkeys(("num_experts_per_tok", "moe_top_k"), 2**12),
+    **dict.fromkeys(("moe_intermediate_size", "ffn_hidden_size"), 2**20),
+    "kv_n_heads": 2**12,
+    "decoder_sparse_step": MAX_LAYERS,
 }
 _NULLABLE = {"n_inner", "num_key_value_heads", "head_dim", "sliding_window"}
 _TOKEN_IDS = dict.fromkeys(  # some checkpoints say -1 for none
@@ -72,11 +77,13 @@ _MODEL = _Rules(
         **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), _POSITIVE),
         **dict.fromkeys(("embedding_multiplier", "residual_multiplier"), (-_MUCH, _MUCH)),
         **dict.fromkeys(("attention_multiplier", "logit_scale"), (-_MUCH, _MUCH)),
+        **dict.fromkeys(("clip_qkv", "swiglu_alpha", "swiglu_limit"), _POSITIVE),
         "partial_rotary_factor": (1e-3, 1),
     },
     types={
         **dict.fromkeys(("tie_word_embeddings", "attention_bias", "mlp_bias"), bool),
         **{"use_sliding_window": bool, "hidden_act": str, "layer_types": list},
+        **{"norm_topk_prob": bool, "mlp_only_layers": list, "ffn_act_fn": dict},
     },
 )
 _GENERATION = _Rules(

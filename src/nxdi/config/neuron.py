@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from nxdi.config.legacy import check_options
 from nxdi.config.sampling import OnDeviceSamplingConfig
 from nxdi.config.validate import validate
 from nxdi.errors import ConfigError
+from nxdi.types import Phase
 
 LNC2_TARGETS = ("trn2", "trn3")  # two physical cores act as one rank there by default
 LONG_CONTEXT_LEN = 32768  # tokens; from here NxDI enlarges the scratchpad page
@@ -238,6 +240,24 @@ class NeuronConfig(KeywordConfig):
             self.backend = "cpu"
         check_options(self)
         validate(self)
+
+    _phase = Phase.PREFILL  # of the modules that are built with it
+
+    def for_phase(self, phase: Phase, backend: str) -> NeuronConfig:
+        """The options as the modules of one phase on one backend see them.
+
+        Sequence parallelism is for many tokens at once: decode does without.
+        """
+        config = copy.copy(self)
+        config.backend, config._phase = backend, phase
+        if phase is Phase.DECODE:
+            config.sequence_parallel_enabled = False
+        return config
+
+    @property
+    def is_prefill_stage(self) -> bool:
+        """Whether modules built with it take many tokens per row; NxDI's name."""
+        return self._phase is not Phase.DECODE
 
     @property
     def is_for_neuron(self) -> bool:

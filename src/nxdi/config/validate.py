@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nxdi.config.neuron import NeuronConfig
 
 BACKENDS = ("auto", "cpu", "eager", "neuron", "neuron-dynamo")
+DISPATCH_OPTIONS = ("AR_AG", "RS_AG", "AG_AR")
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _AT_LEAST_ONE = (
@@ -61,6 +62,7 @@ def check_weight_dtype(dtype: torch.dtype) -> None:
 def _validate_choices(config: NeuronConfig) -> None:
     _check_choice("backend", config.backend, BACKENDS)
     _check_choice("padding_side", config.padding_side, ("right", "left"))
+    _check_choice("ep_dispatch_cc_option", config.ep_dispatch_cc_option, DISPATCH_OPTIONS)
     check_weight_dtype(config.torch_dtype)
     sampling = config.on_device_sampling_config
     if not isinstance(sampling, (OnDeviceSamplingConfig, type(None))):

@@ -152,12 +152,8 @@ class NeuronApplicationBase:
             return type(self)._model_cls(self._config_for(phase)).eval()
 
     def _config_for(self, phase: Phase) -> InferenceConfig:
-        """Sequence parallelism is for many tokens at once: decode graphs do without."""
         config = copy.copy(self.config)
-        config.neuron_config = copy.copy(self.neuron_config)
-        config.neuron_config.backend = self.backend.name
-        if phase is Phase.DECODE:
-            config.neuron_config.sequence_parallel_enabled = False
+        config.neuron_config = self.neuron_config.for_phase(phase, self.backend.name)
         return config
 
     def program(self) -> Program:

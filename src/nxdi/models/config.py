@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from nxdi.absent import explain_absent_names
 from nxdi.config import (
+    BlockwiseMatmulConfig,
     ChunkedPrefillConfig,
+    HybridShardingConfig,
     InferenceConfig,
     KVQuantizationConfig,
+    MoENeuronConfig,
     NeuronConfig,
     OnDeviceSamplingConfig,
+    RouterConfig,
     to_torch_dtype,
 )
 
 __all__ = [
+    "BlockwiseMatmulConfig",
     "ChunkedPrefillConfig",
+    "HybridShardingConfig",
     "InferenceConfig",
     "KVQuantizationConfig",
+    "MoENeuronConfig",
     "NeuronConfig",
     "OnDeviceSamplingConfig",
+    "RouterConfig",
     "to_torch_dtype",
 ]
 

@@ -29,6 +29,11 @@ ARCHITECTURES = {
     "GPT2LMHeadModel": "nxdi.models.gpt2.modeling_gpt2:NeuronGPT2LMHeadModel",
     "GPTNeoXForCausalLM": "nxdi.models.gpt_neox.modeling_gpt_neox:NeuronGPTNeoXForCausalLM",
     "Glm4ForCausalLM": "nxdi.models.glm4.modeling_glm4:NeuronGlm4ForCausalLM",
+    "MixtralForCausalLM": "nxdi.models.mixtral.modeling_mixtral:NeuronMixtralForCausalLM",
+    "Qwen3MoeForCausalLM": "nxdi.models.qwen3_moe.modeling_qwen3_moe:NeuronQwen3MoeForCausalLM",
+    "OlmoeForCausalLM": "nxdi.models.olmoe.modeling_olmoe:NeuronOlmoeForCausalLM",
+    "DbrxForCausalLM": "nxdi.models.dbrx.modeling_dbrx:NeuronDbrxForCausalLM",
+    "GptOssForCausalLM": "nxdi.models.gpt_oss.modeling_gpt_oss:NeuronGptOssForCausalLM",
     "SmolLM3ForCausalLM": "nxdi.models.smollm3.modeling_smollm3:NeuronSmolLM3ForCausalLM",
 }
 # Serves any folder with Llama's layout, but only by this name.

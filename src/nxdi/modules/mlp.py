@@ -30,9 +30,19 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
     """The activation that Hugging Face calls `name`. Raises: ConfigError if it is not known."""
-    if name not in _ACTIVATIONS:
+    if not isinstance(name, str) or name not in _ACTIVATIONS:  # of a config: it may be anything
         raise ConfigError(f"activation {name!r} is not known; known are {sorted(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
+
+
+def split_gate_up(state: dict[str, Tensor], prefix: str) -> None:
+    """Make gate_proj and up_proj below `prefix` of one gate_up_proj, the rows of gate first."""
+    for kind in ("weight", "bias"):
+        fused = state.pop(f"{prefix}gate_up_proj.{kind}", None)
+        if fused is not None:
+            gate, up = fused.tensor_split(2)
+            state[f"{prefix}gate_proj.{kind}"] = gate
+            state[f"{prefix}up_proj.{kind}"] = up
 
 
 def _widen(config: InferenceConfig, bias: bool) -> ColumnParallelLinear:
@@ -78,13 +88,7 @@ class GatedMLP(nn.Module):
 
     def preshard_hook(self, model_state_dict: dict[str, Tensor], prefix: str) -> None:
         """Split a fused tensor in a full checkpoint; prefix: this module's path plus "weight"."""
-        prefix = prefix.removesuffix("weight")
-        for kind in ("weight", "bias"):
-            fused = model_state_dict.pop(f"{prefix}gate_up_proj.{kind}", None)
-            if fused is not None:
-                gate, up = fused.tensor_split(2)
-                model_state_dict[f"{prefix}gate_proj.{kind}"] = gate
-                model_state_dict[f"{prefix}up_proj.{kind}"] = up
+        split_gate_up(model_state_dict, prefix.removesuffix("weight"))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.gather(x)

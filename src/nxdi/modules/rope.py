@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nxdi.errors import ConfigError
+from nxdi.modules.yarn import Yarn, growth
 
 
 class RotaryEmbedding(nn.Module):
@@ -143,6 +144,10 @@ def _number(scaling: Mapping[str, Any], name: str) -> float:
     return float(value)
 
 
+def _number_or(default: float, scaling: Mapping[str, Any], name: str) -> float:
+    return _number(scaling, name) if scaling.get(name) else default
+
+
 def _default(inv_freq: Tensor, scaling: Mapping[str, Any]) -> Tensor:
     return inv_freq
 
@@ -203,8 +208,10 @@ def rope_from_config(
         dim = int(dim * partial)
     if kind == "longrope" and rotary_cls is RotaryEmbedding:
         return _longrope(config, dim, base, parameters)
+    if kind == "yarn":
+        return _yarn(config, dim, base, parameters, rotary_cls)
     if kind not in _SCALINGS:
-        known = sorted([*_SCALINGS, "longrope"])
+        known = sorted([*_SCALINGS, "longrope", "yarn"])
         raise ConfigError(f"rope type {kind!r} is not known; known are {known}")
     inv_freq = _SCALINGS[kind](plain_frequencies(dim, base), parameters)
     return rotary_cls(dim, config.max_position_embeddings, base, inv_freq)
@@ -216,6 +223,32 @@ def longrope_switch(config: Any) -> int | None:
     if scaling.get("rope_type", scaling.get("type")) != "longrope":
         return None
     return int(_number(scaling, "original_max_position_embeddings"))
+
+
+def _yarn(
+    config: Any,
+    dim: int,
+    base: float,
+    scaling: Mapping[str, Any],
+    rotary_cls: type[RotaryEmbedding],
+) -> RotaryEmbedding:
+    if base <= 1:
+        raise ConfigError(f"YaRN needs a rope_theta above 1, not {base}; correct it")
+    factor = _number(scaling, "factor")
+    yarn = Yarn(
+        factor,
+        _number(scaling, "original_max_position_embeddings"),
+        beta_fast=_number_or(32.0, scaling, "beta_fast"),
+        beta_slow=_number_or(1.0, scaling, "beta_slow"),
+        truncate=scaling.get("truncate", True),
+    )
+    inv_freq = yarn.frequencies(plain_frequencies(dim, base), base)
+    grows = growth(factor)
+    if scaling.get("mscale") and scaling.get("mscale_all_dim"):
+        grows = growth(factor, _number(scaling, "mscale"))
+        grows /= growth(factor, _number(scaling, "mscale_all_dim"))
+    grows = _number_or(grows, scaling, "attention_factor")
+    return rotary_cls(dim, config.max_position_embeddings, base, inv_freq, grows)
 
 
 def _longrope(

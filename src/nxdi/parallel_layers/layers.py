@@ -94,7 +94,8 @@ class RowParallelLinear(BaseParallelLinear):
     """y = x W^T + b with the columns of W (input features) spread over ranks, then summed.
 
     Shapes: x [..., input_size / tp] -> [..., output_size]; with `sequence_parallel_enabled` each
-    rank keeps its piece of `sequence_dimension`.
+    rank keeps its piece of `sequence_dimension`. reduce_output=False leaves the sum over ranks to
+    the caller, who adds what else is to be summed; there is no bias then.
     """
 
     def __init__(  # noqa: PLR0913  NxD's keywords
@@ -108,12 +109,19 @@ class RowParallelLinear(BaseParallelLinear):
         sequence_parallel_enabled: bool = False,
         sequence_dimension: int = 1,
         tensor_model_parallel_group: ProcessGroup | None = None,
+        reduce_output: bool = True,
         shard: Shard | None = None,
         **unsupported: Any,
     ) -> None:
         super().__init__()
         _refuse(type(self), unsupported)
         self.group = tensor_model_parallel_group or get_tensor_model_parallel_group()
+        if bias and not reduce_output:
+            raise ConfigError(
+                "RowParallelLinear(reduce_output=False) would add its bias once per rank; pass "
+                "bias=False and add it after the sum"
+            )
+        self.reduce_output = reduce_output
         if not input_is_parallel and self.group.size() > 1:
             raise UnsupportedError(
                 "RowParallelLinear(input_is_parallel=False) would scatter its input by rank; "
@@ -132,6 +140,8 @@ class RowParallelLinear(BaseParallelLinear):
         if self.group.size() == 1:
             return linear(x, self.weight, self.bias)
         y = linear(x, self.weight)
+        if not self.reduce_output:
+            return y
         if self.sequence_dimension is None:
             y = mappings.reduce_from_tensor_model_parallel_region(y, self.group)
         else:

@@ -69,6 +69,73 @@ class HeadShard:
         return full.narrow(self.dim, head * self.head_dim, self.head_dim)
 
 
+@dataclass(frozen=True)
+class ExpertLayout:
+    """Which experts each rank holds, and which part of their width.
+
+    Rank r has the experts of place r // tp_degree, and of their width part r % tp_degree.
+    """
+
+    num_experts: int
+    tp_degree: int
+    ep_degree: int
+
+    @property
+    def num_local(self) -> int:
+        """Experts of one rank."""
+        return self.num_experts // self.ep_degree
+
+    def place(self, rank: int) -> tuple[int, int]:
+        """(which experts, which part of their width)."""
+        return divmod(rank, self.tp_degree)
+
+
+@dataclass(frozen=True)
+class ExpertShard:
+    """A weight of all experts [E, ...]: whole experts, and of each a part of its width along `dim`.
+
+    full_size: the width. parts: how many of that width stand one after the other (gate and up are
+    2), each of which is cut.
+    """
+
+    layout: ExpertLayout
+    dim: int
+    full_size: int
+    parts: int = 1
+
+    def full_shape(self, local: tuple[int, ...]) -> tuple[int, ...]:
+        whole = (self.layout.num_experts, *local[1:])
+        return _with_size(whole, self.dim, self.parts * self.full_size)
+
+    def cut(self, full: Tensor, rank: int, local: tuple[int, ...]) -> Tensor:
+        experts, part = self.layout.place(rank)
+        own = full.narrow(0, experts * local[0], local[0])
+        if self.layout.tp_degree == 1:
+            return own
+        width = DimShard(self.dim, self.full_size)
+        size = _with_size(local, self.dim, local[self.dim] // self.parts)
+        pieces = [width.cut(piece, part, size) for piece in own.chunk(self.parts, self.dim)]
+        return torch.cat(pieces, self.dim)
+
+
+@dataclass(frozen=True)
+class ExpertBiasShard:
+    """A bias [E, H] of the experts' results: with the first part of the width, elsewhere zeros.
+
+    The parts are summed, and so it counts once.
+    """
+
+    layout: ExpertLayout
+
+    def full_shape(self, local: tuple[int, ...]) -> tuple[int, ...]:
+        return (self.layout.num_experts, *local[1:])
+
+    def cut(self, full: Tensor, rank: int, local: tuple[int, ...]) -> Tensor:
+        experts, part = self.layout.place(rank)
+        own = full.narrow(0, experts * local[0], local[0])
+        return own if part == 0 else torch.zeros_like(own)
+
+
 def _with_size(shape: tuple[int, ...], dim: int, size: int) -> tuple[int, ...]:
     return (*shape[:dim], size, *shape[dim + 1 :])
 

@@ -27,21 +27,27 @@ class Entry(NamedTuple):
 # Module -> the names it has here.
 SUPPORTED = {
     "models.application_base": "NeuronApplicationBase",
-    "models.config": "InferenceConfig NeuronConfig OnDeviceSamplingConfig to_torch_dtype",
+    "models.config": "HybridShardingConfig InferenceConfig MoENeuronConfig NeuronConfig"
+    " OnDeviceSamplingConfig to_torch_dtype",
+    "models.dbrx.modeling_dbrx": "DbrxInferenceConfig NeuronDbrxForCausalLM",
     "models.gemma3.modeling_gemma3": "Gemma3InferenceConfig NeuronGemma3ForCausalLM",
+    "models.gpt_oss.modeling_gpt_oss": "GptOssInferenceConfig NeuronGptOssForCausalLM",
     "models.llama.modeling_llama": "Llama3RotaryEmbedding LlamaInferenceConfig NeuronLlamaAttention"
     " NeuronLlamaDecoderLayer NeuronLlamaForCausalLM NeuronLlamaMLP NeuronLlamaModel"
     " get_rmsnorm_cls",
     "models.mistral.modeling_mistral": "MistralInferenceConfig NeuronMistralForCausalLM",
+    "models.mixtral.modeling_mixtral": "MixtralInferenceConfig NeuronMixtralForCausalLM",
     "models.model_base": "NeuronBaseForCausalLM NeuronBaseModel",
     "models.qwen2.modeling_qwen2": "NeuronQwen2ForCausalLM Qwen2InferenceConfig",
     "models.qwen3.modeling_qwen3": "NeuronQwen3ForCausalLM Qwen3InferenceConfig",
+    "models.qwen3_moe.modeling_qwen3_moe": "NeuronQwen3MoeForCausalLM Qwen3MoeInferenceConfig",
     "modules.attention.attention_base": "NeuronAttentionBase",
     "modules.attention.utils": "RotaryEmbedding apply_rotary_polar_compatible apply_rotary_pos_emb"
     " manual_softmax move_heads_front precompute_freqs_cis repeat_kv rotate_half",
     "modules.custom_calls": "CustomRMSNorm",
     "modules.flashdecode.utils": "calculate_num_cores_per_group",
     "modules.generation.sampling": "prepare_sampling_params",
+    "modules.moe_v2": "initialize_moe_module",
     "parallel_layers": "BaseParallelLinear ColumnParallelLinear ParallelEmbedding"
     " RowParallelLinear SPMDRank",
     "parallel_layers.layers": "BaseParallelLinear ColumnParallelLinear ParallelEmbedding"
@@ -64,6 +70,8 @@ SUPPORTED = {
 # Supported, with a difference that a port may notice.
 CHANGED = {
     "utils.cpu_mode": "always True: models are made of plain torch modules, also on a device",
+    "modules.moe_v2.initialize_moe_module": "init_tkg_module changes nothing; the result is a tuple"
+    " of one, whatever return_router_logits and return_expert_index say (both are refused)",
     "utils.benchmark.benchmark_sampling": "throughput counts generated tokens only",
 }
 

@@ -129,6 +129,18 @@ def test_row_parallel_scatters_sequences() -> None:
     close(got, F.linear(x, full["weight"], full["bias"]))
 
 
+def test_row_parallel_may_leave_the_sum_to_the_caller() -> None:
+    def make() -> RowParallelLinear:
+        return RowParallelLinear(8, 6, bias=False, input_is_parallel=True, reduce_output=False)
+
+    weight, x = drawn(6, 8), drawn(3, 8)
+    first, second = sharded(make, 2, {"weight": weight})
+    got = first(x[:, :4]) + second(x[:, 4:])
+    torch.testing.assert_close(got, x @ weight.t(), rtol=SUM_ORDER_FP32, atol=SUM_ORDER_FP32)
+    with pytest.raises(ConfigError, match="would add its bias once per rank"):
+        RowParallelLinear(8, 6, bias=True, reduce_output=False)
+
+
 def test_column_then_row_is_a_whole_block() -> None:
     down = {"weight": drawn(NARROW, WIDE), "bias": drawn(NARROW)}
     first = sharded(lambda: ColumnParallelLinear(NARROW, WIDE, gather_output=False), 4, FULL)

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 from nxdi.errors import ConfigError
 from nxdi.parallel_layers.sharding import (
     DimShard,
+    ExpertBiasShard,
+    ExpertLayout,
+    ExpertShard,
     HeadShard,
     plan_heads,
     set_shard,
@@ -115,3 +118,34 @@ def test_rules_travel_with_their_parameter() -> None:
     module = nn.Module()
     module.weight = parameter
     assert shard_of(module.state_dict(keep_vars=True)["weight"]) == DimShard(0, 4)
+
+
+def test_experts_and_parts_of_their_width() -> None:
+    """4 experts, gate and up of 3 values each: ranks 0 and 1 share the first two experts."""
+    layout = ExpertLayout(num_experts=4, tp_degree=2, ep_degree=2)
+    shard = ExpertShard(layout, dim=2, full_size=3, parts=2)
+    local = (layout.num_local, 1, 4)
+    full = matrix(4, 6).view(4, 1, 6)
+    pieces = [shard.cut(full, rank, local).flatten(1).tolist() for rank in range(4)]
+    assert pieces == [
+        [[1, 2, 4, 5], [7, 8, 10, 11]],
+        [[3, 0, 6, 0], [9, 0, 12, 0]],
+        [[13, 14, 16, 17], [19, 20, 22, 23]],
+        [[15, 0, 18, 0], [21, 0, 24, 0]],
+    ]
+    assert shard.full_shape(local) == (4, 1, 6)
+
+
+def test_whole_experts_are_views() -> None:
+    layout = ExpertLayout(num_experts=4, tp_degree=1, ep_degree=2)
+    full = matrix(4, 6).view(4, 1, 6)
+    piece = ExpertShard(layout, dim=2, full_size=3, parts=2).cut(full, 1, (2, 1, 6))
+    assert piece.data_ptr() == full[2].data_ptr()
+
+
+def test_a_bias_of_experts_counts_once() -> None:
+    layout = ExpertLayout(num_experts=4, tp_degree=2, ep_degree=2)
+    shard = ExpertBiasShard(layout)
+    pieces = [shard.cut(matrix(4, 1), rank, (2, 1)).flatten().tolist() for rank in range(4)]
+    assert pieces == [[1, 2], [0, 0], [3, 4], [0, 0]]
+    assert shard.full_shape((2, 1)) == (4, 1)

@@ -42,7 +42,8 @@ def trace(reference: Any, tokens: Tensor, prefix: str) -> Trace:
         if hasattr(modules[name], "embed_scale"):
             tensor = tensor / modules[name].embed_scale
         name = name.removeprefix(prefix)
-        found.outputs[name] = in_any_order(name, tensor)[0]
+        # OLMoE goes on in place with what its projections return.
+        found.outputs[name] = in_any_order(name, tensor)[0].clone()
         calls[name] += 1
 
     with hooked(reference, modules, on_input, on_output):
@@ -71,7 +72,10 @@ def pair_modules(
         plain = name.replace(
             ".qkv_proj.", "."
         )  # a part of our attention that the reference has not
-        theirs = renamed.get(plain, "" if plain in taken else plain)
+        own = "" if plain in taken else plain
+        theirs = renamed.get(plain, own)
+        if theirs not in known:
+            theirs = own  # transformers may have renamed what old checkpoints still say
         if theirs not in known and name.endswith(ROTARY):
             theirs = ROTARY  # the reference has one for all layers
         if theirs in known:

@@ -26,6 +26,12 @@ _SHAPE: dict[str, Any] = {
     "pad_token_id": 0,
 }
 _WINDOWS = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
+_DBRX = {
+    "d_model": 32,
+    "attn_config": {"kv_n_heads": 2, "clip_qkv": 4.0, "rope_theta": 10000.0},
+    "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
+}
 # architecture -> what its config says besides the shape
 MODELS: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": {"model_type": "llama"},
@@ -42,6 +48,16 @@ MODELS: dict[str, dict[str, Any]] = {
     "GPTNeoXForCausalLM": {"model_type": "gpt_neox"},
     "Glm4ForCausalLM": {"model_type": "glm4", "head_dim": 8},
     "SmolLM3ForCausalLM": {"model_type": "smollm3", "no_rope_layers": [1, 0]},
+    "MixtralForCausalLM": {"model_type": "mixtral", "num_local_experts": 4},
+    "Qwen3MoeForCausalLM": {"model_type": "qwen3_moe", "moe_intermediate_size": 24, **_EXPERTS},
+    "OlmoeForCausalLM": {"model_type": "olmoe", **_EXPERTS},
+    "DbrxForCausalLM": {"model_type": "dbrx", **_DBRX},
+    "GptOssForCausalLM": {
+        "model_type": "gpt_oss",
+        "head_dim": 8,
+        "num_local_experts": 4,
+        **_WINDOWS,
+    },
 }
 
 

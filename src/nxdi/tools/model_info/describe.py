@@ -15,7 +15,7 @@ from nxdi.kernels.registry import Choice
 from nxdi.models.application_base import NeuronApplicationBase
 from nxdi.runtime.backends.preview import preview_kernels
 from nxdi.runtime.estimate import checkpoint_dtype, checkpoint_on_meta, memory_of, rank_bytes
-from nxdi.runtime.weights import model_tensors
+from nxdi.runtime.weights import invoke_preshard_hooks, model_tensors
 from nxdi.tools.model_info.notes import pool_notes, sharding_notes, tied_notes, window_notes
 from nxdi.tools.model_info.records import CacheInfo, GraphInfo, KernelInfo, ModelInfo, NoOpInfo
 from nxdi.tools.model_info.request import plan_request
@@ -35,6 +35,7 @@ def describe_model(
     full = checkpoint_on_meta(wanted, checkpoint_dtype(app.model_path))
     if getattr(app.config, "tie_word_embeddings", False):
         app.update_state_dict_for_tied_weights(full)
+    invoke_preshard_hooks(module, full)  # one tensor of the checkpoint may have two places
     shares = not app.stores_weights
     caches = _caches(app, module)
     kernels = preview_kernels(app.program(), app.backend.name)

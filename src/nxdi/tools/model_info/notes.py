@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nxdi.config import NeuronConfig
-from nxdi.parallel_layers.sharding import DimShard, HeadShard, shard_of
+from nxdi.parallel_layers.sharding import DimShard, ExpertShard, HeadShard, shard_of
 from nxdi.runtime.estimate import memory_of
 from nxdi.runtime.weights import cut_for_rank
 
@@ -36,7 +36,10 @@ def sharding_notes(wanted: Mapping[str, Tensor], num_ranks: int) -> Iterator[str
         if isinstance(shard, HeadShard):
             text = _head_note(shard)
         elif isinstance(shard, DimShard):
-            text = _size_note(shard, tensor.shape[shard.dim] * num_ranks)
+            text = _size_note(shard.full_size, tensor.shape[shard.dim] * num_ranks)
+        elif isinstance(shard, ExpertShard):
+            local = tensor.shape[shard.dim] // shard.parts
+            text = _size_note(shard.full_size, local * shard.layout.tp_degree)
         if text is not None:
             found[re.sub(r"\.\d+\.", ".*.", name)] = text
     for names in _groups(found, smallest=1):
@@ -74,10 +77,8 @@ def _head_note(shard: HeadShard) -> str | None:
     return f"{shard.num_heads} heads become {len(heads)}, with {' and '.join(extra)}"
 
 
-def _size_note(shard: DimShard, size: int) -> str | None:
-    if size == shard.full_size:
-        return None
-    return f"{shard.full_size} is padded with zeros to {size}"
+def _size_note(full_size: int, size: int) -> str | None:
+    return None if size == full_size else f"{full_size} is padded with zeros to {size}"
 
 
 def _groups(values: Mapping[str, object], smallest: int = 2) -> list[list[str]]:

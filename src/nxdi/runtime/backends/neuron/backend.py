@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from nxdi import env
-from nxdi.config import NeuronConfig, targets
+from nxdi.config import MoENeuronConfig, NeuronConfig, targets
 from nxdi.errors import ConfigError, UnsupportedError
 from nxdi.kernels.registry import Choice, platform
 from nxdi.parallel_layers.groups import DeviceWorld, World
@@ -95,7 +95,10 @@ class NeuronBackend:
 
     def _options(self) -> flags.CompileOptions:
         config = self._config
+        moe = config if isinstance(config, MoENeuronConfig) else None
         return flags.CompileOptions(
+            is_moe=moe is not None,
+            is_expert_parallel=moe is not None and moe.is_expert_parallel,
             logical_size=self.logical_size,
             prompt_len=config.max_context_length,
             seq_len=config.max_length,

@@ -1,0 +1,75 @@
+"""The routed experts of one rank, computed for groups of tokens with one expert each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nxdi.errors import ConfigError
+from nxdi.modules.moe.glu import make_glu
+from nxdi.modules.moe.spec import MoESpec
+from nxdi.parallel_layers.layers import SPMDRank
+from nxdi.parallel_layers.sharding import (
+    ExpertBiasShard,
+    ExpertLayout,
+    ExpertShard,
+    Shard,
+    set_shard,
+)
+
+
+class Experts(nn.Module):
+    """down(glu(gate_up(x))) with this rank's part of this rank's experts.
+
+    Shapes: x [G, N, hidden_size], which int32 [G] (default: group g is for expert g) -> the same as
+    x, a part of a sum over ranks. The weights have all experts in one: gate_up_proj [E, H, 2 * I],
+    down_proj [E, I, H].
+    """
+
+    def __init__(self, spec: MoESpec, layout: ExpertLayout, dtype: torch.dtype) -> None:
+        super().__init__()
+        if spec.num_experts % layout.ep_degree:
+            raise ConfigError(
+                f"{spec.num_experts} experts are not divisible by an expert-parallel degree of "
+                f"{layout.ep_degree}; lower moe_ep_degree and raise moe_tp_degree"
+            )
+        self.layout, self.num_local = layout, layout.num_local
+        self.glu = make_glu(spec)
+        size, hidden = spec.intermediate_size, spec.hidden_size
+        local = -(-size // layout.tp_degree)
+        wide = 2 * local
+
+        def parameter(shard: Shard, *shape: int) -> nn.Parameter:
+            made = torch.empty(self.num_local, *shape, dtype=dtype)
+            found = nn.Parameter(made, requires_grad=False)
+            set_shard(found, shard)
+            return found
+
+        self.gate_up_proj = parameter(ExpertShard(layout, 2, size, parts=2), hidden, wide)
+        self.down_proj = parameter(ExpertShard(layout, 1, size), local, hidden)
+        self.gate_up_proj_bias = self.down_proj_bias = None
+        if spec.experts_bias:
+            self.gate_up_proj_bias = parameter(ExpertShard(layout, 1, size, parts=2), wide)
+            self.down_proj_bias = parameter(ExpertBiasShard(layout), hidden)
+        num_ranks = layout.tp_degree * layout.ep_degree
+        self.rank_util = SPMDRank(num_ranks) if layout.ep_degree > 1 else None
+
+    def local(self, experts: Tensor) -> Tensor:
+        """The numbers of experts on this rank: 0 <= number < num_local, or else not here."""
+        if self.rank_util is None:
+            return experts
+        rank = self.rank_util.get_rank()
+        place = torch.div(rank, self.layout.tp_degree, rounding_mode="floor")
+        return experts - place * self.num_local
+
+    def forward(self, x: Tensor, which: Tensor | None = None) -> Tensor:
+        gate_up = _project(x, self.gate_up_proj, self.gate_up_proj_bias, which)
+        return _project(self.glu(gate_up), self.down_proj, self.down_proj_bias, which)
+
+
+def _project(x: Tensor, weight: Tensor, bias: Tensor | None, which: Tensor | None) -> Tensor:
+    """x @ weight of each group, plus its bias; 16-bit weights are widened once they are taken."""
+    if which is not None:
+        weight, bias = weight[which], None if bias is None else bias[which]
+    y = torch.bmm(x, weight.to(x.dtype))
+    return y if bias is None else y + bias.to(x.dtype).unsqueeze(1)

@@ -1,0 +1,90 @@
+"""The router: which experts each token goes to, and with what weight. In float32 throughout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nxdi.modules.moe.spec import MoESpec
+
+_NO_WEIGHT = 1e-20  # keeps a token whose scores are all zero from dividing by it
+
+
+class Routing(NamedTuple):
+    """Each token's choice. Shapes: weights float32 and experts int32, both [T, top_k].
+
+    Expert -1 is none.
+    """
+
+    weights: Tensor
+    experts: Tensor
+
+    def without(self, left_out: Tensor) -> Routing:
+        """The same, but some tokens (bool [T]) choose no expert."""
+        return Routing(self.weights, torch.where(left_out.unsqueeze(1), -1, self.experts))
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return logits.softmax(dim=-1)
+
+
+def _as_they_are(scores: Tensor) -> Tensor:
+    return scores
+
+
+_Activation = Callable[[Tensor], Tensor]
+_ACTIVATIONS: dict[str, _Activation] = {
+    "softmax": _softmax,
+    "sigmoid": torch.sigmoid,
+}
+
+
+class Router(nn.Module):
+    """Scores of all experts, and the best `top_k` of them as torch.topk orders and breaks ties.
+
+    Shapes: x [T, hidden_size] -> Routing.  Source: arXiv:1701.06538; with groups and a bias for the
+    selection arXiv:2412.19437.
+    """
+
+    def __init__(self, spec: MoESpec, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.spec = spec
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*shape, dtype=dtype), requires_grad=False)
+
+        self.weight = parameter(spec.num_experts, spec.hidden_size)
+        self.bias = parameter(spec.num_experts) if spec.router_bias else None
+        self.e_score_correction_bias = parameter(spec.num_experts) if spec.selection_bias else None
+        act = _ACTIVATIONS[spec.router_act]
+        self.score: _Activation = _as_they_are if spec.act_over_top_k else act
+        self.weigh: _Activation = act if spec.act_over_top_k else _as_they_are
+
+    def forward(self, x: Tensor) -> Routing:
+        bias = None if self.bias is None else self.bias.float()
+        scores = self.score(F.linear(x.float(), self.weight.float(), bias))
+        experts = torch.topk(self._ranking(scores), self.spec.top_k, dim=-1).indices.int()
+        weights = self.weigh(torch.gather(scores, 1, experts.long()))
+        if self.spec.normalize:
+            weights = weights / (weights.sum(dim=-1, keepdim=True) + _NO_WEIGHT)
+        return Routing(weights * self.spec.scaling, experts)
+
+    def _ranking(self, scores: Tensor) -> Tensor:
+        """What experts are chosen by [T, E]."""
+        if self.e_score_correction_bias is not None:
+            scores = scores + self.e_score_correction_bias.float()
+        return scores if self.spec.num_groups == 1 else self._only_best_groups(scores)
+
+    def _only_best_groups(self, scores: Tensor) -> Tensor:
+        """Minus infinity outside the groups whose two best experts have the largest sums."""
+        grouped = scores.unflatten(1, (self.spec.num_groups, -1))
+        sums = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(dim=-1)
+        best = sums.topk(self.spec.top_groups, dim=-1).indices.int()
+        numbers = torch.arange(self.spec.num_groups, dtype=torch.int32, device=scores.device)
+        is_best = (best.unsqueeze(-1) == numbers).any(dim=1)
+        outside = scores.new_full((), float("-inf"))
+        return torch.where(is_best.unsqueeze(-1), grouped, outside).flatten(1)
