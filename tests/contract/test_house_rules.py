@@ -40,6 +40,7 @@ KWARGS = {
     "models/gemma2/modeling_gemma2.py NeuronGemma2ForCausalLM.load_hf_model": "transformers'",
     "models/generic/modeling_generic.py GenericInferenceConfig.from_pretrained": "as in its base",
     "models/auto.py AutoModelForCausalLM.from_pretrained": "keywords of NeuronConfig",
+    "tools/quantization/folder.py quantize_folder": "the same",
     "models/causal_lm.py NeuronBaseForCausalLM.__call__": "handed to forward, which checks them",
     "models/application_base.py NeuronApplicationBase.load_hf_model": "transformers' keywords",
     "models/model_base.py StepCaches.get_cache": "NxDI's arguments, which say what is known here",

@@ -22,6 +22,7 @@ from nxdi.cli import (
     info,
     lower,
     port,
+    quantize,
 )
 from nxdi.errors import NxdiError
 
@@ -59,6 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
         lower,
         cache,
         convert_gguf,
+        quantize,
         port,
     ):
         command.add_parser(subparsers)

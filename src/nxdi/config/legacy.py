@@ -66,7 +66,8 @@ _SUPPORTED = """
     is_continuous_batching is_block_kv_layout pa_num_blocks pa_block_size is_prefix_caching
     chunked_prefill_config windowed_context_encoding_size save_sharded_checkpoint skip_warmup
     kv_cache_memory_bytes kv_cache_quant kv_quant_config attn_cls world_size start_rank_id
-    local_ranks_size async_mode
+    local_ranks_size async_mode quantized quantized_checkpoints_path quantization_type
+    quantization_dtype modules_to_not_convert
     ep_dispatch_cc_option capacity_factor blockwise_matmul_config moe_tp_degree moe_ep_degree
     hybrid_sharding_config glu_type hidden_act_scaling_factor hidden_act_bias
     gate_clamp_upper_limit gate_clamp_lower_limit up_clamp_upper_limit up_clamp_lower_limit
@@ -129,10 +130,9 @@ _REFUSALS: dict[tuple[str, str], str] = {
         enable_eagle_draft_input_norm token_tree_config is_medusa medusa_speculation_length
         num_medusa_heads medusa_tree
     """,
-    ("quantization is not part of this release", "run the unquantized checkpoint"): """
-        quantized quantized_checkpoints_path quantization_type quantization_dtype
+    ("this form of quantization is not part of this release", "leave it out"): """
         quantization_block_size quantization_block_axis quantization_scale_dtype
-        is_mxfp4_compute is_full_model_shuffled modules_to_not_convert
+        is_mxfp4_compute is_full_model_shuffled
         draft_model_modules_to_not_convert activation_quantization_type quantize_clamp_bound
         quantized_mlp_kernel_enabled rmsnorm_quantize_kernel_enabled
     """,

@@ -14,16 +14,19 @@ from torch import Tensor, nn
 
 from nxdi.config import InferenceConfig, NeuronConfig
 from nxdi.config.pool import size_pool
+from nxdi.config.quantization import WeightQuantization, weight_quantization
 from nxdi.errors import ConfigError
 from nxdi.graph.plan import GraphPlan, plan_graphs
+from nxdi.modules.quantization import quantize_modules, quantize_state
 from nxdi.parallel_layers.parallel_state import tensor_parallel
 from nxdi.runtime import snapshot
 from nxdi.runtime.artifact import Artifact
 from nxdi.runtime.backend import Backend, Program, StepModule
 from nxdi.runtime.backends.choice import make_backend
 from nxdi.runtime.checkpoint import find_checkpoint, read_checkpoint
-from nxdi.runtime.files import locked
+from nxdi.runtime.files import atomic_directory, locked
 from nxdi.runtime.fingerprint import code_version
+from nxdi.runtime.quantized import read_quantized, write_quantized
 from nxdi.runtime.runner import Runner
 from nxdi.runtime.weights import (
     check_weights,
@@ -116,6 +119,8 @@ class NeuronApplicationBase:
 
     def get_state_dict(self) -> dict[str, Tensor]:
         """The full checkpoint under the model's own names, memory-mapped."""
+        if self.neuron_config.quantized_checkpoints_path is not None:
+            return read_quantized(Path(self.neuron_config.quantized_checkpoints_path))
         prefix = self._STATE_DICT_MODEL_PREFIX
         state = {
             name.removeprefix(prefix): tensor
@@ -127,6 +132,27 @@ class NeuronApplicationBase:
         return {
             name: tensor for name, tensor in state.items() if not name.endswith(_IGNORED_WEIGHTS)
         }
+
+    @classmethod
+    def save_quantized_state_dict(
+        cls, model_path: str | PathLike[str], config: InferenceConfig
+    ) -> None:
+        """Write the quantized weights of a model folder to `quantized_checkpoints_path`, a folder.
+
+        Raises: ConfigError unless `config` has quantized=True and names that folder.
+        """
+        neuron = config.neuron_config
+        if not neuron.quantized or neuron.quantized_checkpoints_path is None:
+            raise ConfigError(
+                "saving quantized weights needs quantized=True and quantized_checkpoints_path, the "
+                "folder to write"
+            )
+        source = copy.copy(config)
+        source.neuron_config = copy.copy(neuron)
+        source.neuron_config.quantized_checkpoints_path = None
+        _, full = cls(model_path, source)._checked_weights()
+        with atomic_directory(Path(neuron.quantized_checkpoints_path)) as folder:
+            write_quantized(folder, full)
 
     def rank_weights(self, ranks: tuple[int, ...]) -> list[dict[str, Tensor]]:
         """The weights of the given ranks.
@@ -140,6 +166,9 @@ class NeuronApplicationBase:
         """The tensors the model wants, and those of the full checkpoint, which fit."""
         model, full = self.build(Phase.DECODE), self.get_state_dict()
         invoke_preshard_hooks(model, full)
+        scheme = self._weight_quantization()
+        if scheme is not None:
+            full = quantize_state(model, full, scheme)
         wanted = model_tensors(model)
         check_weights(wanted, full)
         return wanted, full
@@ -148,8 +177,16 @@ class NeuronApplicationBase:
 
     def build(self, phase: Phase) -> nn.Module:
         """The module of one phase with one rank's shapes, on the meta device: without memory."""
+        scheme = self._weight_quantization()
         with without_memory(), tensor_parallel(self.neuron_config.tp_degree):
-            return type(self)._model_cls(self._config_for(phase)).eval()
+            model = type(self)._model_cls(self._config_for(phase)).eval()
+            if scheme is not None:
+                is_tied = bool(getattr(self.config, "tie_word_embeddings", False))
+                quantize_modules(model, scheme, is_tied)
+        return model
+
+    def _weight_quantization(self) -> WeightQuantization | None:
+        return weight_quantization(self._config_for(Phase.DECODE).neuron_config)
 
     def _config_for(self, phase: Phase) -> InferenceConfig:
         config = copy.copy(self.config)
@@ -234,7 +271,8 @@ class NeuronApplicationBase:
         return self.neuron_config.tp_degree
 
     def checkpoint_files(self) -> list[Path]:
-        return find_checkpoint(self.model_path)
+        quantized = self.neuron_config.quantized_checkpoints_path
+        return find_checkpoint(self.model_path if quantized is None else Path(quantized))
 
     def identity(self) -> dict[str, Any]:
         """What decides whether a compiled artefact serves this model."""

@@ -14,6 +14,7 @@ from nxdi.errors import ConfigError
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.models.registry import class_for_folder
 from nxdi.runtime.artifact import Artifact
+from nxdi.runtime.quantized import with_folder_options
 from nxdi.runtime.store import MANIFEST, weights_fingerprint
 
 
@@ -58,6 +59,7 @@ class AutoModelForCausalLM:
             return _from_artifact(folder, {**asked, **options})
         model_cls = cls.class_for(folder, architecture)
         config_cls = model_cls.get_config_cls()
+        options = with_folder_options(folder, options)
         neuron_config = config_cls.get_neuron_config_cls()(**options)
         model = model_cls(folder, config_cls.from_pretrained(folder, neuron_config))
         if artifact_dir is None and model.backend.name == "neuron":

@@ -7,7 +7,7 @@ kernel.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,32 @@ from nxdi.parallel_layers.parallel_state import ProcessGroup, get_tensor_model_p
 from nxdi.parallel_layers.sharding import DimShard, Shard, set_shard
 
 
+class WeightFormat(Protocol):
+    """How a layer's weight is stored, and so how it is multiplied and looked up."""
+
+    def multiply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x @ weight.T + bias."""
+        ...
+
+    def look_up(self, layer: nn.Module, ids: Tensor) -> Tensor:
+        """The rows of the weight with these numbers."""
+        ...
+
+
+class PlainWeight:
+    """`layer.weight` is the weight."""
+
+    def multiply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return linear(x, layer.weight, bias)  # type: ignore[arg-type]  # a parameter
+
+    def look_up(self, layer: nn.Module, ids: Tensor) -> Tensor:
+        return F.embedding(ids, layer.weight)  # type: ignore[arg-type]  # a parameter
+
+
 class BaseParallelLinear(nn.Module):
     """Marker base of the parallel linear layers; ports subclass it for layers of their own."""
+
+    weight_format: WeightFormat = PlainWeight()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -83,7 +107,7 @@ class ColumnParallelLinear(BaseParallelLinear):
             x = mappings.gather_from_sequence_parallel_region(
                 x, self.sequence_dimension, self.group
             )
-        y = linear(x, self.weight, self.bias)
+        y = self.weight_format.multiply(self, x, self.bias)
         if self.gather_output:
             y = mappings.gather_from_tensor_model_parallel_region_with_dim(y, -1, self.group)
             y = y[..., : self.output_size]
@@ -138,8 +162,8 @@ class RowParallelLinear(BaseParallelLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.group.size() == 1:
-            return linear(x, self.weight, self.bias)
-        y = linear(x, self.weight)
+            return self.weight_format.multiply(self, x, self.bias)
+        y = self.weight_format.multiply(self, x)
         if not self.reduce_output:
             return y
         if self.sequence_dimension is None:
@@ -186,6 +210,8 @@ class ParallelEmbedding(nn.Module):
     `sequence_parallel_enabled`.
     """
 
+    weight_format: WeightFormat = PlainWeight()
+
     def __init__(  # noqa: PLR0913  NxD's keywords
         self,
         num_embeddings: int,
@@ -225,7 +251,7 @@ class ParallelEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         if self.shard_across_embedding:
-            return self._complete_features(F.embedding(ids, self.weight))
+            return self._complete_features(self.weight_format.look_up(self, ids))
         return self._complete_vocabulary(ids)
 
     def _complete_features(self, x: Tensor) -> Tensor:
@@ -241,7 +267,7 @@ class ParallelEmbedding(nn.Module):
         rows = self.weight.shape[0]
         local = ids - self.rank_util.get_rank() * rows
         mine = (local >= 0) & (local < rows)
-        x = F.embedding(torch.where(mine, local, 0), self.weight) * mine.unsqueeze(-1)
+        x = self.weight_format.look_up(self, torch.where(mine, local, 0)) * mine.unsqueeze(-1)
         if self.sequence_dimension is not None:
             return mappings.reduce_scatter_to_sequence_parallel_region(
                 x, self.sequence_dimension, self.group

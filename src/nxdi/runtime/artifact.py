@@ -32,6 +32,7 @@ _IRRELEVANT = (
     "config.neuron_config.logical_neuron_cores",
     "config.neuron_config.on_cpu",
     "config.neuron_config.overrides_torch_dtype",
+    "config.neuron_config.quantized_checkpoints_path",
     "config.neuron_config.skip_warmup",
     "config.neuron_config.start_rank_id",
     "config.neuron_config.target",

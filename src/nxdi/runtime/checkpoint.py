@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import struct
 import zipfile
@@ -77,7 +78,10 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def write_safetensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors to one file; tensors that share memory are written separately."""
+    """Write tensors to one file; tensors that share memory are written separately.
+
+    It may be read by whom the process's umask lets; safetensors alone would keep it to its owner.
+    """
     from safetensors.torch import save_file
 
     save_file(
@@ -87,6 +91,9 @@ def write_safetensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
         },
         file,
     )
+    mask = os.umask(0)
+    os.umask(mask)
+    file.chmod(0o666 & ~mask)
 
 
 def _check_header(file: Path) -> None:

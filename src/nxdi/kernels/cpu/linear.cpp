@@ -2,7 +2,8 @@
 // where the time is that of reading the weight from memory.
 //
 //   x       [..., K] float32, any strides
-//   weight  [N, K] float32 | bfloat16 | float16, rows contiguous, any alignment (a mapped file)
+//   weight  [N, K] float32 | bfloat16 | float16 | int8, rows contiguous, any alignment (a mapped
+//           file); int8 as the integers that they are, for the caller to scale
 //   bias    [N] of one of these types, or none
 //   result  [..., N] float32, summed in float32
 //
@@ -199,7 +200,14 @@ struct Product {  // y[m, column + n] = x[first_row + m] . w[n] + bias[n] for m 
 };
 
 constexpr auto kTypes =
-    "linear: weight and bias must be float32, bfloat16 or float16; convert them with .float()";
+    "linear: weight and bias must be float32, bfloat16 or float16 (weight also int8); convert them "
+    "with .float()";
+
+template <class F>
+auto with_weight_type(const View& weight, F f) {
+  if (weight.dtype == aoti_torch_dtype_int8()) return f((int8_t*)nullptr);
+  return with_type(weight, kTypes, f);
+}
 
 struct Operand {
   View weight;
@@ -242,7 +250,7 @@ void check(const View& x, const std::vector<Operand>& operands) {
 AtenTensorHandle linear(const View& x, const std::vector<Operand>& operands) {
   check(x, operands);
   const std::vector<const float*> biases = widen_biases(operands);
-  return with_type(operands[0].weight, kTypes, [&](auto* type) {
+  return with_weight_type(operands[0].weight, [&](auto* type) {
     using W = std::remove_pointer_t<decltype(type)>;
     std::vector<Matrix<W>> matrices;
     int64_t columns = 0, M = 1;

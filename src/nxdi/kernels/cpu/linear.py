@@ -1,7 +1,7 @@
 """The weight-streaming linear op of linear.cpp, as a torch operator that can be exported.
 
 op = load_linear_op()      # compiled on first use; UnsupportedError says why it cannot be
-y = op(x, weight, bias)    # float32 x, weight of float32, bfloat16 or float16
+y = op(x, weight, bias)    # float32 x, weight of float32, bfloat16, float16 or int8
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ def load_linear_op() -> OpOverload:
     """`nxdi_cpu::linear(x, weight, bias=None, weight2=None, bias2=None, weight3=None, bias3=None)`.
 
     Shapes: x [..., K] float32, weight [N, K], bias [N] -> [..., N] float32; weight and bias are
-            float32, bfloat16 or float16, and are never copied. Further weights [N2, K], [N3, K] of
-            the same dtype add their outputs after those of the first: [..., N + N2 + N3].
+            float32, bfloat16 or float16, weight also int8, and are never copied. Further weights
+            [N2, K], [N3, K] of the same dtype add their outputs after those of the first:
+            [..., N + N2 + N3].
     Raises: UnsupportedError if it cannot be compiled or loaded here.
     """
     return load_op("linear", _result_of)

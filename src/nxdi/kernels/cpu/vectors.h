@@ -76,6 +76,20 @@ inline Vec widen(const Half* w, int half) {
 #endif
 }
 
+// Values of 8 bits come in their own order.
+inline Vec widen(const int8_t* w, int half) {
+  w += half * kLanes;
+#if defined(__AVX512F__)
+  return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)w)));
+#elif defined(__AVX2__)
+  return (Vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)w)));
+#else
+  Vec wide;
+  for (int i = 0; i < kLanes; ++i) wide[i] = w[i];
+  return wide;
+#endif
+}
+
 // Explicit, because GCC tuned for AMD splits some of them into two steps, which round differently.
 inline Vec multiply_add(Vec a, Vec b, Vec sum) {
 #if defined(__AVX512F__)

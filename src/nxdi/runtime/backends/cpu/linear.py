@@ -16,7 +16,7 @@ from nxdi.kernels.cpu.onednn import onednn_linear
 from nxdi.kernels.registry import Choice
 
 LINEAR_KERNEL = "nxdi_cpu::linear"
-_WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 _CASTS = (torch.ops.aten.to.dtype, torch.ops.aten._to_copy.default)
 # From this many rows on, arithmetic bounds a linear and oneDNN is faster (measured: 10 to 25 %).
 _ONEDNN_MIN_ROWS = 256

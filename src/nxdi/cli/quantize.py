@@ -1,0 +1,92 @@
+"""`nxdi quantize`: a model folder with weights of 8 bits."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nxdi.cli.format import format_size
+from nxdi.cli.model_options import check_model_folder, load_tokenizer
+
+if TYPE_CHECKING:
+    from nxdi.tools.quantization import QuantizationReport
+
+_ROWS, _LENGTH = 8, 512  # how a text is read for its perplexity
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "quantize",
+        help="write a model folder with weights of 8 bits",
+        description="Quantize the weights of a model's linear layers, and say how far they moved. "
+        "The new folder loads like any other.",
+    )
+    parser.add_argument("model", metavar="MODEL", type=Path, help="local Hugging Face model folder")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--dtype",
+        choices=("int8", "f8e4m3", "f8e5m2"),
+        default="int8",
+        help="what weights are stored as (default: int8)",
+    )
+    parser.add_argument(
+        "--type",
+        choices=("per_channel_symmetric", "per_tensor_symmetric"),
+        default="per_channel_symmetric",
+        help="one scale for each row of a weight, or one for all (default: per_channel_symmetric)",
+    )
+    parser.add_argument(
+        "--skip",
+        action="append",
+        default=[],
+        metavar="PART",
+        help="leave modules alone whose name contains PART; may be repeated",
+    )
+    parser.add_argument("--architecture", metavar="NAME", help="what serves the model")
+    parser.add_argument(
+        "--text", type=Path, metavar="FILE", help="measure the perplexity of this text as well"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the folder, and print what changed."""
+    check_model_folder(args.model)
+
+    from nxdi.tools.quantization import quantize_folder
+
+    options = {"quantization_dtype": args.dtype, "quantization_type": args.type}
+    if args.skip:
+        options["modules_to_not_convert"] = args.skip
+    report = quantize_folder(args.model, args.out, architecture=args.architecture, **options)
+    _print_report(args.out, report)
+    if args.text is not None:
+        before, after = (_perplexity(folder, args) for folder in (args.model, args.out))
+        print(f"perplexity of {args.text}: {before:.3f} before, {after:.3f} after")
+
+
+def _print_report(out: Path, report: QuantizationReport) -> None:
+    for layer in report.layers:
+        print(f"{layer.name:48} {layer.relative:.3%}")
+    sizes = f"{format_size(report.size_before)} as float32, {format_size(report.size_after)} now"
+    print(f"{out}: {len(report.layers)} layers quantized; weights: {sizes}")
+    if report.layers:
+        print(f"largest error: {report.worst.relative:.3%} of the weights, {report.worst.name}")
+
+
+def _perplexity(folder: Path, args: argparse.Namespace) -> float:
+    from nxdi.models.auto import AutoModelForCausalLM
+    from nxdi.tools.quantization import perplexity
+
+    tokens = load_tokenizer(folder)(args.text.read_text(encoding="utf-8"))["input_ids"]
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        architecture=args.architecture,
+        seq_len=_LENGTH,
+        max_context_length=32,
+        batch_size=_ROWS,
+        torch_dtype="float32",
+    )
+    return perplexity(model, tokens)

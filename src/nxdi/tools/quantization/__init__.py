@@ -1,0 +1,6 @@
+"""Quantizing a model folder, and what it costs in accuracy."""
+
+from nxdi.tools.quantization.folder import LayerError, QuantizationReport, quantize_folder
+from nxdi.tools.quantization.perplexity import perplexity
+
+__all__ = ["LayerError", "QuantizationReport", "perplexity", "quantize_folder"]

@@ -1,0 +1,165 @@
+"""Quantized folders: written, loaded like any other, and refused where they do not fit."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import nxdi
+from nxdi.errors import ConfigError, UnsupportedError, WeightError
+from nxdi.models.llama.modeling_llama import NeuronLlamaForCausalLM
+from nxdi.tools.quantization import perplexity, quantize_folder
+from tiny_models import save_tiny, tiny_hf_model
+
+OPTIONS: dict[str, Any] = {"backend": "eager", "seq_len": 64, "torch_dtype": "float32"}
+IDS = torch.tensor([[5, 9, 3, 71, 20]])
+PER_CHANNEL = {"quantization_type": "per_channel_symmetric"}
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tied = tiny_hf_model("llama", tie_word_embeddings=True)
+    return save_tiny(tied, tmp_path_factory.mktemp("plain") / "model")
+
+
+@pytest.fixture(scope="module")
+def quantized_dir(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("quantized") / "model"
+    quantize_folder(model_dir, folder, **PER_CHANNEL)
+    return folder
+
+
+def logits(folder: Path, **options: Any) -> torch.Tensor:
+    model = nxdi.AutoModelForCausalLM.from_pretrained(folder, **{**OPTIONS, **options})
+    found = model(IDS).logits
+    assert found is not None
+    return found
+
+
+def test_a_quantized_folder_is_what_quantizing_at_load_gives(
+    model_dir: Path, quantized_dir: Path
+) -> None:
+    at_load = logits(model_dir, quantized=True, **PER_CHANNEL)
+    assert torch.equal(logits(quantized_dir), at_load)
+    plain = logits(model_dir)
+    assert not torch.equal(at_load, plain)
+    assert (at_load - plain).abs().max() < 0.1 * plain.abs().max()
+
+
+@pytest.mark.parametrize("family", ["phi3", "gpt2", "gpt_neox", "qwen3", "gemma3"])
+def test_families_with_weights_of_other_names(family: str, tmp_path: Path) -> None:
+    source = save_tiny(tiny_hf_model(family), tmp_path / "plain")
+    quantize_folder(source, tmp_path / "quantized", **PER_CHANNEL)
+    expected = logits(source, quantized=True, **PER_CHANNEL)
+    assert torch.equal(logits(tmp_path / "quantized"), expected)
+
+
+def test_ranks_share_what_was_quantized(model_dir: Path, quantized_dir: Path) -> None:
+    one = logits(quantized_dir)
+    for degree in (2, 4):
+        torch.testing.assert_close(logits(quantized_dir, tp_degree=degree), one, rtol=0, atol=1e-4)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_the_cpu_backend_reads_the_bytes_as_they_are(quantized_dir: Path) -> None:
+    model = nxdi.AutoModelForCausalLM.from_pretrained(
+        quantized_dir, backend="cpu", seq_len=64, max_context_length=32, torch_dtype="float32"
+    )
+    torch.testing.assert_close(model(IDS).logits, logits(quantized_dir), rtol=0, atol=1e-4)
+    from nxdi.runtime.backends.preview import preview_kernels
+
+    choices = preview_kernels(model.program(), "cpu").values()
+    linears = {choice.chosen for graph in choices for choice in graph if choice.op == "linear"}
+    assert linears == {"nxdi_cpu::linear"}
+    weights = model.rank_weights((0,))[0]
+    assert weights["lm_head.weight"].dtype is torch.int8
+    assert weights["lm_head.weight"].data_ptr() == weights["embed_tokens.weight"].data_ptr()
+
+
+def test_the_report(model_dir: Path, tmp_path: Path) -> None:
+    report = quantize_folder(
+        model_dir, tmp_path / "out", modules_to_not_convert=["lm_head", "embed_tokens"]
+    )
+    names = [layer.name for layer in report.layers]
+    assert len(names) == 2 * 7
+    assert not any("lm_head" in name for name in names)
+    assert 0 < report.worst.relative < 0.1
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert report.size_after == sum(tensor.nbytes for tensor in stored.values())
+    assert report.size_after < report.size_before
+    assert {str(tensor.dtype) for tensor in stored.values()} == {"torch.int8", "torch.float32"}
+
+
+def test_nxdis_way_to_save(model_dir: Path, quantized_dir: Path, tmp_path: Path) -> None:
+    config_cls = NeuronLlamaForCausalLM.get_config_cls()
+    options = {**OPTIONS, **PER_CHANNEL, "quantized": True}
+    neuron = nxdi.NeuronConfig(**options, quantized_checkpoints_path=str(tmp_path / "saved"))
+    config = config_cls.from_pretrained(model_dir, neuron)
+    NeuronLlamaForCausalLM.save_quantized_state_dict(model_dir, config)
+    found = logits(model_dir, **options, quantized_checkpoints_path=str(tmp_path / "saved"))
+    assert torch.equal(found, logits(quantized_dir))
+    with pytest.raises(ConfigError, match="quantized_checkpoints_path"):
+        NeuronLlamaForCausalLM.save_quantized_state_dict(
+            model_dir, config_cls.from_pretrained(model_dir, nxdi.NeuronConfig(**options))
+        )
+
+
+def test_perplexity_is_that_of_the_reference(model_dir: Path) -> None:
+    model = nxdi.AutoModelForCausalLM.from_pretrained(
+        model_dir, **{**OPTIONS, "seq_len": 16}, batch_size=2
+    )
+    tokens = torch.randint(0, 97, (67,), generator=torch.Generator().manual_seed(1)).tolist()
+    reference = tiny_hf_model("llama", tie_word_embeddings=True)
+    rows = torch.tensor(tokens[:64]).view(4, 16)
+    with torch.no_grad():
+        scores = reference(rows).logits.log_softmax(-1)
+    taken = scores[:, :-1].gather(2, rows[:, 1:, None])
+    expected = math.exp(-float(taken.mean()))
+    assert math.isclose(perplexity(model, tokens), expected, rel_tol=1e-4)
+    with pytest.raises(nxdi.NxdiError, match="too few"):
+        perplexity(model, [1, 2, 3])
+
+
+def test_what_contradicts_the_folder_is_refused(
+    model_dir: Path, quantized_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="was quantized with"):
+        logits(quantized_dir, quantization_type="per_tensor_symmetric")
+    with pytest.raises(ConfigError, match="not empty"):
+        quantize_folder(model_dir, quantized_dir)
+    config = json.loads((model_dir / "config.json").read_text())
+    foreign = save_tiny(tiny_hf_model("llama"), tmp_path / "foreign")
+    config["quantization_config"] = {"quant_method": "awq"}
+    (foreign / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedError, match="awq"):
+        logits(foreign)
+
+
+def test_missing_scales_are_listed(quantized_dir: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import save_file
+
+    folder = shutil.copytree(quantized_dir, tmp_path / "cut")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["layers.1.mlp.down_proj.scale"]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(WeightError, match=r"layers\.1\.mlp\.down_proj\.scale"):
+        logits(folder)
+    (folder / "tied_weights.json").unlink()
+    with pytest.raises(WeightError, match="tied_weights"):
+        logits(folder)
+
+
+def test_experts_and_layers_with_arithmetic_of_their_own_are_refused(tmp_path: Path) -> None:
+    folder = save_tiny(tiny_hf_model("mixtral"), tmp_path / "mixtral")
+    with pytest.raises(UnsupportedError, match="experts"):
+        quantize_folder(folder, tmp_path / "out")
+    report = quantize_folder(folder, tmp_path / "out", modules_to_not_convert=["experts"])
+    assert {layer.name.split(".")[-1] for layer in report.layers} >= {"q_proj", "o_proj"}
