@@ -47,6 +47,7 @@ _SIZES = {
     "vocab_size": 2**24,
     "hidden_size": 2**17,
     "intermediate_size": 2**20,
+    "intermediate_size_mlp": 2**20,
     "n_inner": 2**20,
     "num_hidden_layers": MAX_LAYERS,
     "num_attention_heads": 2**12,
@@ -54,8 +55,13 @@ _SIZES = {
     "head_dim": 2**12,
     "max_position_embeddings": _INT32,
     "sliding_window": _INT32,
+    "attention_chunk_size": _INT32,
+    "floor_scale": _INT32,
 }
-_NULLABLE = {"n_inner", "num_key_value_heads", "head_dim", "sliding_window"}
+_NULLABLE = {
+    *("n_inner", "num_key_value_heads", "head_dim"),
+    *("sliding_window", "attention_chunk_size"),
+}
 _TOKEN_IDS = dict.fromkeys(  # some checkpoints say -1 for none
     ("bos_token_id", "eos_token_id", "pad_token_id"), (-1, _INT32)
 )
@@ -71,7 +77,7 @@ _MODEL = _Rules(
         **dict.fromkeys(("rope_theta", "query_pre_attn_scalar", "logits_scaling"), _POSITIVE),
         **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), _POSITIVE),
         **dict.fromkeys(("embedding_multiplier", "residual_multiplier"), (-_MUCH, _MUCH)),
-        **dict.fromkeys(("attention_multiplier", "logit_scale"), (-_MUCH, _MUCH)),
+        **dict.fromkeys(("attention_multiplier", "logit_scale", "attn_scale"), (-_MUCH, _MUCH)),
         "partial_rotary_factor": (1e-3, 1),
     },
     types={

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # architecture in config.json -> class; imported when asked for
 ARCHITECTURES = {
     "LlamaForCausalLM": "nxdi.models.llama.modeling_llama:NeuronLlamaForCausalLM",
+    "Llama4ForCausalLM": "nxdi.models.llama4.modeling_llama4:NeuronLlama4ForCausalLM",
     "MistralForCausalLM": "nxdi.models.mistral.modeling_mistral:NeuronMistralForCausalLM",
     "Qwen2ForCausalLM": "nxdi.models.qwen2.modeling_qwen2:NeuronQwen2ForCausalLM",
     "Gemma2ForCausalLM": "nxdi.models.gemma2.modeling_gemma2:NeuronGemma2ForCausalLM",
@@ -31,6 +32,8 @@ ARCHITECTURES = {
     "Glm4ForCausalLM": "nxdi.models.glm4.modeling_glm4:NeuronGlm4ForCausalLM",
     "SmolLM3ForCausalLM": "nxdi.models.smollm3.modeling_smollm3:NeuronSmolLM3ForCausalLM",
 }
+# Takes images as well -> the class of transformers that loads its text part.
+_TEXT_PARTS = {"Llama4ForConditionalGeneration": "Llama4ForCausalLM"}
 # Serves any folder with Llama's layout, but only by this name.
 GENERIC = "generic"
 _GENERIC_CLASS = "nxdi.models.generic.modeling_generic:NeuronGenericForCausalLM"
@@ -70,6 +73,12 @@ def class_for_architecture(architecture: str) -> type[NeuronBaseForCausalLM]:
     if architecture in installed:
         loaded: type[NeuronBaseForCausalLM] = installed[architecture].load()
         return loaded
+    if architecture in _TEXT_PARTS:
+        raise UnsupportedError(
+            f"{architecture} takes images, which are not part of this release; save its text part "
+            f"with transformers, {_TEXT_PARTS[architecture]}.from_pretrained(folder)"
+            ".save_pretrained(text_folder), and serve that folder"
+        )
     known = sorted({*ARCHITECTURES, *_REGISTERED, *installed})
     raise UnsupportedError(
         f"architecture {shown(architecture)} is not known; known are {', '.join(known)}. To run a "

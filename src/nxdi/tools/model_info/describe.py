@@ -16,7 +16,7 @@ from nxdi.models.application_base import NeuronApplicationBase
 from nxdi.runtime.backends.preview import preview_kernels
 from nxdi.runtime.estimate import checkpoint_dtype, checkpoint_on_meta, memory_of, rank_bytes
 from nxdi.runtime.weights import model_tensors
-from nxdi.tools.model_info.notes import sharding_notes, tied_notes, window_notes
+from nxdi.tools.model_info.notes import rolling_notes, sharding_notes, tied_notes
 from nxdi.tools.model_info.records import CacheInfo, GraphInfo, KernelInfo, ModelInfo, NoOpInfo
 from nxdi.tools.model_info.request import plan_request
 from nxdi.types import Phase
@@ -51,7 +51,7 @@ def describe_model(
         notes=(
             *tied_notes(wanted, full, shares),
             *sharding_notes(wanted, app.num_ranks),
-            *window_notes(module),
+            *rolling_notes(module),
         ),
         no_op_options=tuple(
             NoOpInfo(name, serialize.encode(value, name), reason)
