@@ -42,7 +42,10 @@ def plain_attention(
 
 
 def allowed_pairs(
-    query_positions: Tensor, key_positions: Tensor, window: int | None = None
+    query_positions: Tensor,
+    key_positions: Tensor,
+    window: int | None = None,
+    chunk_size: int | None = None,
 ) -> Tensor:
     """Which key each query may see, pair by pair. [B, S], [B, L] -> bool [B, S, L]."""
     batch, num_queries, num_keys = *query_positions.shape, key_positions.shape[1]
@@ -51,5 +54,6 @@ def allowed_pairs(
         for i, query in enumerate(query_positions[row].tolist()):
             for j, key in enumerate(key_positions[row].tolist()):
                 is_near = window is None or query - key < window
-                allowed[row, i, j] = 0 <= key <= query and is_near
+                is_in_chunk = chunk_size is None or key // chunk_size == query // chunk_size
+                allowed[row, i, j] = 0 <= key <= query and is_near and is_in_chunk
     return allowed

@@ -34,6 +34,8 @@ from transformers import (
     GptOssForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -159,8 +161,19 @@ _GPT_OSS: dict[str, Any] = {
         "rope_theta": 1000.0,
     },
 }
+# Chunks whose edges lie between the bucket edges, and queries that grow every seven tokens.
+_LLAMA4: dict[str, Any] = {
+    "head_dim": 16,
+    "intermediate_size_mlp": 112,
+    "moe_layers": [],
+    "no_rope_layers": [1, 0],
+    "attention_chunk_size": 20,
+    "floor_scale": 7,
+    "attn_scale": 0.3,
+}
 _FAMILIES: dict[str, tuple[type[Any], type[PreTrainedModel], dict[str, Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM, {}),
+    "llama4": (Llama4TextConfig, Llama4ForCausalLM, _LLAMA4),
     "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": 24}),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 24}),

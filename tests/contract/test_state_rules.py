@@ -36,6 +36,7 @@ from tolerances import CACHE_FP32
 # Two kinds of layers where a family has them, and windows shorter than the sequences here.
 PARTICULAR: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 8},
+    "llama4": {"attention_chunk_size": 8},
     "qwen2": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
     "gemma2": {"sliding_window": 8},
     "gemma3": {"sliding_window": 8},

@@ -46,6 +46,17 @@ _LLAMA3_ROPE = {  # with head_dim 16 some waves are kept, some are stretched, an
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+_LLAMA4_PLAIN = {
+    "num_hidden_layers": 3,
+    "no_rope_layers": [1, 0, 1],
+    "attention_chunk_size": 32,
+    "use_qk_norm": False,
+    "attn_temperature_tuning": False,
+    "attention_bias": True,
+    "tie_word_embeddings": True,
+    # As published: no wave lies between those that are kept and those that are stretched.
+    "rope_scaling": {**_LLAMA3_ROPE, "high_freq_factor": 1.0},
+}
 _BIASES = {"attention_bias": True, "mlp_bias": True}
 _SOME_WINDOWS = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}
 _NOPE_WINDOWS = {
@@ -92,6 +103,7 @@ FAMILIES = {
     "llama": "Llama 1 to 3.3",
     "mistral": "Mistral",
     "qwen2": "Qwen2, Qwen2.5",
+    "llama4": "Llama 4, text only, no experts",
     "smollm3": "SmolLM3",
     "gpt2": "GPT-2",
     "gpt_neox": "GPT-NeoX, Pythia",
@@ -138,6 +150,14 @@ VARIANTS = (
     Variant("qwen2", "qwen2", "biases on q, k and v"),
     Variant("qwen2-windows", "qwen2", "windows on some layers", _SOME_WINDOWS),
     Variant("qwen2-tied", "qwen2", "tied embeddings", {"tie_word_embeddings": True}, seed=1),
+    Variant("llama4", "llama4", "chunks, and layers without positions", alone=True),
+    Variant(
+        "llama4-plain",
+        "llama4",
+        "no norms on heads, no tuned temperature, biases, RoPE scaling, tied embeddings",
+        _LLAMA4_PLAIN,
+        alone=True,
+    ),
     Variant("smollm3", "smollm3", "layers without positions", seed=1),
     Variant("smollm3-windows", "smollm3", "with windows", _NOPE_WINDOWS),
     Variant("smollm3-tied", "smollm3", "tied embeddings", {"tie_word_embeddings": True}),
@@ -236,15 +256,15 @@ WIDE = (("llama", 8), ("llama-71-heads", 8))
 # Variants that run with sequence_parallel_enabled and vocab_parallel, and with rows in any order.
 MODES = (
     *("llama", "llama-7-heads", "mistral", "qwen2"),
-    *("smollm3", "gpt2", "gpt_neox", "cohere2", "glm4"),
+    *("llama4", "smollm3", "gpt2", "gpt_neox", "cohere2", "glm4"),
     *("qwen3", "granite", "olmo2-mqa", "gemma2", "gemma3", "phi3-partial"),
     *("mixtral", "qwen3_moe", "olmoe", "dbrx", "gpt_oss"),
 )
 # Variants with experts that run spread in every way over ranks.
 EXPERTS = ("mixtral", "qwen3_moe", "olmoe", "dbrx", "gpt_oss")
-ROWS = ("llama", "mistral", "qwen2-windows", "gpt2", "cohere2", "gemma3", "gpt_oss")
+ROWS = ("llama", "mistral", "qwen2-windows", "llama4", "gpt2", "cohere2", "gemma3", "gpt_oss")
 # Variants with prompts and continuations on both sides of position 512.
-LONG = ("llama", "llama-llama3", "mistral", "qwen2-windows", "gemma3")
+LONG = ("llama", "llama-llama3", "mistral", "qwen2-windows", "llama4", "gemma3")
 # (variant, tp degree) of compiled runs: every phase, cache layout and dtype; with the slow ones,
 # every family.
 CPU = (("llama-bf16", 1), ("mistral", 2), ("qwen2", 1))
@@ -253,6 +273,7 @@ CPU_SLOW = (
     *(("smollm3-windows", 2), ("gpt2", 1), ("gpt_neox", 1), ("cohere2", 2), ("glm4", 2)),
     *(("qwen3", 2), ("granite", 1), ("olmo2-mqa", 2), ("gemma2", 1), ("gemma3", 2)),
     *(("phi3", 1), ("mixtral", 2), ("qwen3_moe", 1), ("olmoe", 2), ("dbrx", 1), ("gpt_oss", 2)),
+    ("llama4", 2),
 )
 # Variants that run as one process per rank.
 TORCHRUN = ("llama", "mistral", "qwen2")

@@ -13,11 +13,12 @@ from torch import Tensor
 from golden.parity import Reference, check_all_buckets, load
 from nxdi.graph import padding
 from nxdi.graph.plan import GraphPlan, GraphSpec
-from nxdi.kernels.masks import Causal, SlidingWindow
+from nxdi.kernels.masks import Causal, Chunked, SlidingWindow
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
+from nxdi.models.llama4.modeling_llama4 import NeuronLlama4TunedAttention
 from nxdi.models.model_base import NeuronBaseModel
 from nxdi.modules import rope
-from nxdi.modules.kvcache.window import WindowCache
+from nxdi.modules.kvcache import ChunkedCache, WindowCache
 from nxdi.modules.moe import glu
 from nxdi.modules.moe.experts import Experts
 from nxdi.modules.moe.router import Router, Routing
@@ -69,6 +70,31 @@ def window_that_does_not_roll(patch: Patch) -> None:
         return torch.where(slots > newest, -1, slots)
 
     patch.setattr(WindowCache, "_positions", wrong)
+
+
+def no_chunks(patch: Patch) -> None:
+    patch.setattr(Chunked, "allowed", lambda self, q, k: Causal().allowed(q, k))
+
+
+def chunk_off_by_one(patch: Patch) -> None:
+    """A chunk begins one token late."""
+    right = Chunked.allowed
+    patch.setattr(Chunked, "allowed", lambda self, q, k: right(self, q - 1, k - 1))
+
+
+def chunk_that_is_not_emptied(patch: Patch) -> None:
+    """The last chunk's tokens stay in the cache, as if the new chunk's were there."""
+    patch.setattr(ChunkedCache, "_positions", _positions_of_a_full_chunk)
+
+
+def _positions_of_a_full_chunk(self: ChunkedCache, newest: Tensor, length: int) -> Tensor:
+    slots = torch.arange(length, dtype=torch.int32)[None]
+    return torch.minimum(newest - newest % self.size + slots, newest)
+
+
+def constant_temperature(patch: Patch) -> None:
+    attention = NeuronLlama4TunedAttention
+    patch.setattr(attention, "apply_rotary_embedding", lambda self, q, k, *_: (q, k, None, None))
 
 
 def visible_padding(patch: Patch) -> None:
@@ -172,6 +198,10 @@ FAULTS = (
     Fault(window_off_by_one, "mistral"),
     Fault(window_that_does_not_roll, "mistral"),
     Fault(window_that_does_not_roll, "mistral-wide"),
+    Fault(no_chunks, "llama4"),
+    Fault(chunk_off_by_one, "llama4"),
+    Fault(chunk_that_is_not_emptied, "llama4"),
+    Fault(constant_temperature, "llama4"),
     Fault(visible_padding),
     Fault(neighbours_cache_row),
     Fault(lost_cache_write),

@@ -119,11 +119,15 @@ def test_past_position_512(name: str, tp_degree: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tp_degree", [1, 2])
+@pytest.mark.parametrize("piece_len", [None, 16])
 @pytest.mark.parametrize("name", table.ROWS)
-def test_rows_in_any_order_and_number(name: str, tp_degree: int, reference_of: Get) -> None:
+def test_rows_in_any_order_and_number(
+    name: str, piece_len: int | None, tp_degree: int, reference_of: Get
+) -> None:
     """Sequences live in cache rows 2, 0, 3, 1 and are stepped in changing groups and orders."""
     reference = reference_of(name)
-    options = {"token_generation_batches": [1, 2], "ctx_batch_size": 2}
+    options: dict[str, Any] = {"token_generation_batches": [1, 2], "ctx_batch_size": 2}
+    options["windowed_context_encoding_size"] = piece_len
     app = load(reference, tp_degree, batch_size=4, **options)
     row_of = {15: 2, 17: 0, 31: 3, 16: 1}
     ids, mask = reference.batch(list(row_of), "right")

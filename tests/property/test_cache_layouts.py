@@ -1,6 +1,8 @@
-"""Laws 3 and 5 for caches: many steps or one, a rolling window or the whole past, all the same."""
+"""Laws 3 and 5 for caches: many steps or one, a rolling cache or the whole past, all the same."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -8,9 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nxdi.kernels.masks import Causal, MaskPolicy, SlidingWindow
+from nxdi.kernels.masks import Causal, Chunked, MaskPolicy, SlidingWindow
 from nxdi.modules.attention.attend import Attend
-from nxdi.modules.kvcache import ContiguousCache, KVCacheLayout, WindowCache
+from nxdi.modules.kvcache import ChunkedCache, ContiguousCache, KVCacheLayout, WindowCache
 from nxdi.modules.kvcache.spec import CacheState
 from nxdi.types import Phase
 from tiny_modules import drawn, layer_context
@@ -20,20 +22,26 @@ MAX_LEN, ROWS, HEADS, HEAD_DIM = 20, 3, 2, 4
 
 
 def attention_of_all_tokens(
-    layout: KVCacheLayout, mask: MaskPolicy, prompt_lens: list[int], num_new: int
+    layout: KVCacheLayout,
+    mask: MaskPolicy,
+    prompt_lens: list[int],
+    num_new: int,
+    more_lens: Sequence[int] = (0,) * ROWS,
 ) -> Tensor:
-    """Prefill each row, then decode. -> [ROWS, MAX_LEN, ...] by position, 0 where none is."""
+    """Prefill each row, extend it, then decode.
+
+    Returns: [ROWS, MAX_LEN, ...] by position, 0 where none is.
+    """
     k, v, q = drawn(3, ROWS, HEADS, MAX_LEN, HEAD_DIM)
     out = torch.zeros(ROWS, MAX_LEN, HEADS, HEAD_DIM)
     # Not empty: what an earlier sequence left in a row must not show.
     cache = CacheState(*(torch.full(layout.shape(ROWS), 9.0) for _ in range(2)))
-    lengths = torch.tensor(prompt_lens)
-    width = max(prompt_lens)
-    counted = torch.arange(width).expand(ROWS, -1)
-    steps = [torch.where(counted < lengths.unsqueeze(1), counted, -1)]
-    steps += [(lengths + i).unsqueeze(1) for i in range(num_new)]
-    for number, where in enumerate(steps):
-        phase = Phase.PREFILL if number == 0 else Phase.DECODE
+    starts, ends = torch.tensor(prompt_lens), torch.tensor(prompt_lens) + torch.tensor(more_lens)
+    steps = [(Phase.PREFILL, between(torch.zeros_like(starts), starts))]
+    if any(more_lens):
+        steps.append((Phase.EXTEND, between(starts, ends)))
+    steps += [(Phase.DECODE, between(ends + i, ends + i + 1)) for i in range(num_new)]
+    for phase, where in steps:
         ctx = layer_context(phase, where, cache, num_slots=int(where.max()) + 1)
         index = where.clamp(min=0)[:, None, :, None].expand(-1, HEADS, -1, HEAD_DIM)
         new_q, new_k, new_v = (x.gather(2, index) for x in (q, k, v))
@@ -44,37 +52,58 @@ def attention_of_all_tokens(
     return out
 
 
+def between(starts: Tensor, ends: Tensor) -> Tensor:
+    """The positions from start to end - 1 of each row, -1 = padding. [ROWS] twice -> [ROWS, S]."""
+    places = starts.unsqueeze(1) + torch.arange(int((ends - starts).max()))
+    return torch.where(places < ends.unsqueeze(1), places, -1)
+
+
 def close(got: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(got, expected, rtol=ATTENTION_FP32, atol=ATTENTION_FP32)
 
 
-prompts = st.lists(st.integers(1, 12), min_size=ROWS, max_size=ROWS)
+def local_cache(mask: MaskPolicy) -> KVCacheLayout:
+    """The cache that holds no more than a mask lets see."""
+    if isinstance(mask, SlidingWindow):
+        return WindowCache(HEADS, mask.window, HEAD_DIM)
+    if isinstance(mask, Chunked):
+        return ChunkedCache(HEADS, mask.chunk_size, HEAD_DIM)
+    return CONTIGUOUS
+
+
+prompts = st.lists(st.integers(1, 8), min_size=ROWS, max_size=ROWS)
+extended = st.lists(st.integers(0, 7), min_size=ROWS, max_size=ROWS)
+local_masks = st.builds(SlidingWindow, st.integers(1, MAX_LEN)) | st.builds(
+    Chunked, st.integers(1, MAX_LEN)
+)
 CONTIGUOUS = ContiguousCache(HEADS, MAX_LEN, HEAD_DIM)
 
 
-@given(prompts, st.integers(0, 8), st.integers(1, MAX_LEN))
-@example([12, 1, 4], 8, 4)
-@example([4, 4, 5], 8, 1)
-def test_window_cache_is_the_whole_cache_under_the_window_mask(
-    prompt_lens: list[int], num_new: int, window: int
+@given(prompts, extended, st.integers(0, 5), local_masks)
+@example([8, 1, 4], [0, 7, 1], 5, SlidingWindow(4))
+@example([4, 4, 5], [7, 3, 2], 5, SlidingWindow(1))
+@example([8, 1, 3], [7, 2, 1], 5, Chunked(4))
+@example([4, 3, 8], [0, 0, 0], 5, Chunked(4))
+@example([5, 4, 3], [7, 7, 5], 5, Chunked(1))
+def test_a_rolling_cache_is_the_whole_cache_under_the_same_mask(
+    prompt_lens: list[int], more_lens: list[int], num_new: int, mask: MaskPolicy
 ) -> None:
-    mask = SlidingWindow(window)
-    rolling = WindowCache(HEADS, window, HEAD_DIM)
     close(
-        attention_of_all_tokens(rolling, mask, prompt_lens, num_new),
-        attention_of_all_tokens(CONTIGUOUS, mask, prompt_lens, num_new),
+        attention_of_all_tokens(local_cache(mask), mask, prompt_lens, num_new, more_lens),
+        attention_of_all_tokens(CONTIGUOUS, mask, prompt_lens, num_new, more_lens),
     )
 
 
-@given(prompts, st.integers(0, 8), st.none() | st.integers(1, 6))
-def test_prefill_and_decode_are_one_prefill(
-    prompt_lens: list[int], num_new: int, window: int | None
+@given(prompts, extended, st.integers(0, 5), st.just(Causal()) | local_masks)
+@example([5, 3, 4], [7, 2, 5], 5, Chunked(4))
+def test_several_steps_are_one_prefill(
+    prompt_lens: list[int], more_lens: list[int], num_new: int, mask: MaskPolicy
 ) -> None:
-    mask: MaskPolicy = Causal() if window is None else SlidingWindow(window)
-    layout: KVCacheLayout = CONTIGUOUS if window is None else WindowCache(HEADS, window, HEAD_DIM)
+    layout = local_cache(mask)
+    whole = [n + more + num_new for n, more in zip(prompt_lens, more_lens, strict=True)]
     close(
-        attention_of_all_tokens(layout, mask, prompt_lens, num_new),
-        attention_of_all_tokens(layout, mask, [n + num_new for n in prompt_lens], 0),
+        attention_of_all_tokens(layout, mask, prompt_lens, num_new, more_lens),
+        attention_of_all_tokens(layout, mask, whole, 0),
     )
 
 
@@ -84,6 +113,8 @@ def test_prefill_and_decode_are_one_prefill(
         (WindowCache(HEADS, 4, HEAD_DIM), SlidingWindow(5)),
         (WindowCache(HEADS, 4, HEAD_DIM), Causal()),
         (CONTIGUOUS, SlidingWindow(3)),
+        (ChunkedCache(HEADS, 4, HEAD_DIM), SlidingWindow(4)),
+        (CONTIGUOUS, Chunked(4)),
     ],
 )
 def test_the_law_can_fail(layout: KVCacheLayout, mask: MaskPolicy) -> None:

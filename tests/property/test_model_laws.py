@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nxdi.graph import padding
+from nxdi.kernels.masks import MaskPolicy
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.models.model_base import NeuronBaseModel
 from nxdi.modules.attention import NeuronAttentionBase
@@ -74,7 +75,7 @@ def apps(tmp_path_factory: pytest.TempPathFactory) -> Apps:
     return get
 
 
-def _whole_cache(self: NeuronAttentionBase, sliding_window: int | None) -> ContiguousCache:
+def _whole_cache(self: NeuronAttentionBase, mask: MaskPolicy) -> ContiguousCache:
     return ContiguousCache(self.num_key_value_heads, SEQ_LEN, self.head_dim)
 
 

@@ -47,6 +47,7 @@ _SIZES = {
     "vocab_size": 2**24,
     "hidden_size": 2**17,
     "intermediate_size": 2**20,
+    "intermediate_size_mlp": 2**20,
     "n_inner": 2**20,
     "num_hidden_layers": MAX_LAYERS,
     "num_attention_heads": 2**12,
@@ -59,8 +60,13 @@ _SIZES = {
     **dict.fromkeys(("moe_intermediate_size", "ffn_hidden_size"), 2**20),
     "kv_n_heads": 2**12,
     "decoder_sparse_step": MAX_LAYERS,
+    "attention_chunk_size": _INT32,
+    "floor_scale": _INT32,
 }
-_NULLABLE = {"n_inner", "num_key_value_heads", "head_dim", "sliding_window"}
+_NULLABLE = {
+    *("n_inner", "num_key_value_heads", "head_dim"),
+    *("sliding_window", "attention_chunk_size"),
+}
 _TOKEN_IDS = dict.fromkeys(  # some checkpoints say -1 for none
     ("bos_token_id", "eos_token_id", "pad_token_id"), (-1, _INT32)
 )
@@ -76,7 +82,7 @@ _MODEL = _Rules(
         **dict.fromkeys(("rope_theta", "query_pre_attn_scalar", "logits_scaling"), _POSITIVE),
         **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), _POSITIVE),
         **dict.fromkeys(("embedding_multiplier", "residual_multiplier"), (-_MUCH, _MUCH)),
-        **dict.fromkeys(("attention_multiplier", "logit_scale"), (-_MUCH, _MUCH)),
+        **dict.fromkeys(("attention_multiplier", "logit_scale", "attn_scale"), (-_MUCH, _MUCH)),
         **dict.fromkeys(("clip_qkv", "swiglu_alpha", "swiglu_limit"), _POSITIVE),
         "partial_rotary_factor": (1e-3, 1),
     },

@@ -29,32 +29,46 @@ def check_blocks(blocks: Tensor, positions: Tensor, config: NeuronConfig) -> Non
     Shapes: blocks [R, n], in the order of the tokens they hold; positions [R, S], -1 = padding.
     Raises: ShapeError naming the row and the block.
     """
-    num_rows, size = positions.shape[0], config.pa_block_size
+    num_rows = positions.shape[0]
     if blocks.dim() != 2 or blocks.shape[0] != num_rows:
         raise ShapeError(
             f"block_table has shape {tuple(blocks.shape)}, needs [{num_rows}, blocks per row]"
         )
+    needed: list[list[int]] = []
     written: dict[int, int] = {}
     for row, (table, places) in enumerate(zip(blocks.tolist(), positions.tolist(), strict=True)):
         real = [place for place in places if place >= 0]
-        if len(table) * size <= real[-1]:
-            raise ShapeError(
-                f"row {row} has {len(table)} blocks of {size} tokens, too few for position "
-                f"{real[-1]}; pass all blocks of its sequence"
-            )
-        needed = table[: real[-1] // size + 1]
-        outside = [block for block in needed if not 0 <= block < config.pa_num_blocks]
-        if outside or len(set(needed)) < len(needed):
-            raise ShapeError(
-                f"row {row} has the blocks {needed}, which must be distinct numbers from 0 to "
-                f"{config.pa_num_blocks - 1} (pa_num_blocks - 1)"
-            )
-        for block in needed[real[0] // size :]:
+        needed.append(_blocks_up_to(real[-1], table, row, config))
+        for block in needed[row][real[0] // config.pa_block_size :]:
             if written.setdefault(block, row) != row:
                 raise ShapeError(
                     f"rows {written[block]} and {row} would both write block {block}; a block that "
                     "is written belongs to one row"
                 )
+    for row, block in ((row, block) for row, table in enumerate(needed) for block in table):
+        if written.get(block, row) != row:
+            raise ShapeError(
+                f"row {written[block]} would write block {block}, which row {row} reads in the "
+                "same step; a block that is written belongs to one row"
+            )
+
+
+def _blocks_up_to(position: int, table: list[int], row: int, config: NeuronConfig) -> list[int]:
+    """The blocks that hold a row's tokens up to `position`, all of the pool and each once."""
+    size = config.pa_block_size
+    if len(table) * size <= position:
+        raise ShapeError(
+            f"row {row} has {len(table)} blocks of {size} tokens, too few for position "
+            f"{position}; pass all blocks of its sequence"
+        )
+    needed = table[: position // size + 1]
+    outside = [block for block in needed if not 0 <= block < config.pa_num_blocks]
+    if outside or len(set(needed)) < len(needed):
+        raise ShapeError(
+            f"row {row} has the blocks {needed}, which must be distinct numbers from 0 to "
+            f"{config.pa_num_blocks - 1} (pa_num_blocks - 1)"
+        )
+    return needed
 
 
 def check_slots(slots: Tensor, blocks: Tensor, positions: Tensor, block_size: int) -> None:

@@ -19,9 +19,10 @@ from nxdi.graph.plan import GraphSpec
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.models.decoder import Decoder, flat
 from nxdi.models.layer_call import layer_form, nxdi_keywords
+from nxdi.modules.attention import NeuronAttentionBase
 from nxdi.modules.attention.utils import RotaryEmbedding
 from nxdi.modules.context import LayerContext, running
-from nxdi.modules.kvcache import WindowCache, layout_of
+from nxdi.modules.kvcache import layout_of
 from nxdi.parallel_layers.mappings import scatter_to_sequence_parallel_region
 
 __all__ = ["NeuronBaseForCausalLM", "NeuronBaseModel"]
@@ -69,7 +70,8 @@ class NeuronBaseModel(Decoder):
 
     def _check_window(self) -> None:
         window = getattr(self, "sliding_window", None)
-        has_window = any(isinstance(layout, WindowCache) for layout in self.cache_layouts())
+        attention = [m for m in self.layers.modules() if isinstance(m, NeuronAttentionBase)]
+        has_window = any(module.sliding_window is not None for module in attention)
         if window is not None and window < self.neuron_config.max_length and not has_window:
             raise ConfigError(
                 f"the model sets sliding_window={window}, but none of its attention layers has "

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # architecture in config.json -> class; imported when asked for
 ARCHITECTURES = {
     "LlamaForCausalLM": "nxdi.models.llama.modeling_llama:NeuronLlamaForCausalLM",
+    "Llama4ForCausalLM": "nxdi.models.llama4.modeling_llama4:NeuronLlama4ForCausalLM",
     "MistralForCausalLM": "nxdi.models.mistral.modeling_mistral:NeuronMistralForCausalLM",
     "Qwen2ForCausalLM": "nxdi.models.qwen2.modeling_qwen2:NeuronQwen2ForCausalLM",
     "Gemma2ForCausalLM": "nxdi.models.gemma2.modeling_gemma2:NeuronGemma2ForCausalLM",
@@ -36,6 +37,8 @@ ARCHITECTURES = {
     "GptOssForCausalLM": "nxdi.models.gpt_oss.modeling_gpt_oss:NeuronGptOssForCausalLM",
     "SmolLM3ForCausalLM": "nxdi.models.smollm3.modeling_smollm3:NeuronSmolLM3ForCausalLM",
 }
+# Takes images as well -> the class of transformers that loads its text part.
+_TEXT_PARTS = {"Llama4ForConditionalGeneration": "Llama4ForCausalLM"}
 # Serves any folder with Llama's layout, but only by this name.
 GENERIC = "generic"
 _GENERIC_CLASS = "nxdi.models.generic.modeling_generic:NeuronGenericForCausalLM"
@@ -75,6 +78,12 @@ def class_for_architecture(architecture: str) -> type[NeuronBaseForCausalLM]:
     if architecture in installed:
         loaded: type[NeuronBaseForCausalLM] = installed[architecture].load()
         return loaded
+    if architecture in _TEXT_PARTS:
+        raise UnsupportedError(
+            f"{architecture} takes images, which are not part of this release; save its text part "
+            f"with transformers, {_TEXT_PARTS[architecture]}.from_pretrained(folder)"
+            ".save_pretrained(text_folder), and serve that folder"
+        )
     known = ", ".join(name for name in known_architectures() if name != GENERIC)
     raise UnsupportedError(
         f"architecture {shown(architecture)} is not known; known are {known}. To run a "

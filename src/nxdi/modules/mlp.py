@@ -45,11 +45,11 @@ def split_gate_up(state: dict[str, Tensor], prefix: str) -> None:
             state[f"{prefix}up_proj.{kind}"] = up
 
 
-def _widen(config: InferenceConfig, bias: bool) -> ColumnParallelLinear:
-    """hidden_size -> this rank's part of intermediate_size."""
+def _widen(config: InferenceConfig, size: int, bias: bool) -> ColumnParallelLinear:
+    """hidden_size -> this rank's part of `size`."""
     return ColumnParallelLinear(
         config.hidden_size,
-        config.intermediate_size,
+        size,
         bias,
         gather_output=False,
         dtype=config.neuron_config.torch_dtype,
@@ -57,11 +57,11 @@ def _widen(config: InferenceConfig, bias: bool) -> ColumnParallelLinear:
     )
 
 
-def _narrow(config: InferenceConfig, bias: bool) -> RowParallelLinear:
-    """This rank's part of intermediate_size -> hidden_size."""
+def _narrow(config: InferenceConfig, size: int, bias: bool) -> RowParallelLinear:
+    """This rank's part of `size` -> hidden_size."""
     neuron = config.neuron_config
     return RowParallelLinear(
-        config.intermediate_size,
+        size,
         config.hidden_size,
         bias,
         input_is_parallel=True,
@@ -76,15 +76,19 @@ class GatedMLP(nn.Module):
 
     Shapes: x [B, S, hidden] -> same.  Source: arXiv:2002.05202. A checkpoint may have gate and up
     as one `gate_up_proj`, the rows of gate first.
+    intermediate_size: default: the config's.
     """
 
-    def __init__(self, config: InferenceConfig, bias: bool = False) -> None:
+    def __init__(
+        self, config: InferenceConfig, bias: bool = False, intermediate_size: int | None = None
+    ) -> None:
         super().__init__()
+        size = intermediate_size or config.intermediate_size
         self.act = activation(config.hidden_act)
         self.gather = SequenceGather(config.neuron_config.sequence_parallel_enabled)
-        self.gate_proj = _widen(config, bias)
-        self.up_proj = _widen(config, bias)
-        self.down_proj = _narrow(config, bias)
+        self.gate_proj = _widen(config, size, bias)
+        self.up_proj = _widen(config, size, bias)
+        self.down_proj = _narrow(config, size, bias)
 
     def preshard_hook(self, model_state_dict: dict[str, Tensor], prefix: str) -> None:
         """Split a fused tensor in a full checkpoint; prefix: this module's path plus "weight"."""
@@ -106,8 +110,8 @@ class PlainMLP(nn.Module):
         super().__init__()
         self.act = activation(config.hidden_act)
         self.gather = SequenceGather(config.neuron_config.sequence_parallel_enabled)
-        self.up_proj = _widen(config, bias)
-        self.down_proj = _narrow(config, bias)
+        self.up_proj = _widen(config, config.intermediate_size, bias)
+        self.down_proj = _narrow(config, config.intermediate_size, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down_proj(self.act(self.up_proj(self.gather(x))))

@@ -34,6 +34,21 @@ class RMSNorm(nn.Module):
         return self.weight.float()
 
 
+class UnweightedRMSNorm(nn.Module):
+    """x / rms(x), in float32 whatever the dtype of x.
+
+    Shapes: x [..., D] -> same.
+    """
+
+    def __init__(self, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
 class LayerNorm(nn.Module):
     """(x - mean) / deviation * weight, plus a bias if there is one, in float32 whatever x is.
 

@@ -161,15 +161,15 @@ def llama3_frequencies(inv_freq: Tensor, scaling: Mapping[str, Any]) -> Tensor:
     factor = _number(scaling, "factor")
     low, high = _number(scaling, "low_freq_factor"), _number(scaling, "high_freq_factor")
     trained = _number(scaling, "original_max_position_embeddings")
-    if low >= high:
+    if low > high:
         raise ConfigError(
-            f"rope_scaling: low_freq_factor={low} must be below high_freq_factor={high}"
+            f"rope_scaling: low_freq_factor={low} must not be above high_freq_factor={high}"
         )
     wavelength = 2 * math.pi / inv_freq
     smooth = (trained / wavelength - low) / (high - low)
     between = (1 - smooth) * inv_freq / factor + smooth * inv_freq
     stretched = torch.where(wavelength > trained / low, inv_freq / factor, inv_freq)
-    is_between = (wavelength >= trained / high) & (wavelength <= trained / low)
+    is_between = (wavelength > trained / high) & (wavelength <= trained / low)
     return torch.where(is_between, between, stretched)
 
 

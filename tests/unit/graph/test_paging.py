@@ -46,6 +46,9 @@ def test_tables_that_fit(blocks: list[list[int]], positions: list[list[int]]) ->
         ([[2, 2], [1, 3]], [[4], [0]], r"row 0 has the blocks \[2, 2\].*distinct"),
         ([[0, 1], [2, 1]], [[4], [4]], r"rows 0 and 1 would both write block 1"),
         ([[0, 1], [0, 2]], [[0, 1], [0, 1]], r"rows 0 and 1 would both write block 0"),
+        ([[0, 1], [0, 2]], [[2], [4]], r"row 0 would write block 0, which row 1 reads"),
+        ([[0, 3], [3, 2]], [[4], [4]], r"row 0 would write block 3, which row 1 reads"),
+        ([[3, 2], [0, 3]], [[4], [4]], r"row 1 would write block 3, which row 0 reads"),
     ],
 )
 def test_tables_that_do_not(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from nxdi.config import InferenceConfig
 from nxdi.errors import ConfigError
 from nxdi.graph.plan import GraphSpec, plan_graphs
 from nxdi.models.llama.modeling_llama import NeuronLlamaModel
+from nxdi.models.mistral.modeling_mistral import NeuronMistralModel
 from nxdi.models.model_base import NeuronBaseModel
 from nxdi.modules.attention.utils import RotaryEmbedding
 from nxdi.parallel_layers.groups import SimulatedWorld
@@ -135,19 +135,25 @@ def test_frequencies_are_those_of_the_finished_subclass() -> None:
     assert torch.equal(rope.inv_freq, 2 * RotaryEmbedding(4).get_inv_freqs())
 
 
-def with_window(window: int) -> Callable[[], NeuronBaseModel]:
-    class Windowed(NeuronLlamaModel):
-        def setup_attr_for_model(self, config: InferenceConfig) -> None:
-            super().setup_attr_for_model(config)
-            self.sliding_window = window
+class Windowed(NeuronMistralModel):
+    """Says how long its windows are, as models written for NxDI do."""
 
-    return lambda: Windowed(config())
+    def setup_attr_for_model(self, config: InferenceConfig) -> None:
+        super().setup_attr_for_model(config)
+        self.sliding_window = config.window_of_model
+
+
+def windowed(of_model: int, of_attention: int | None, **options: Any) -> InferenceConfig:
+    windows = {"window_of_model": of_model, "sliding_window": of_attention}
+    return tiny_config({"num_hidden_layers": 2, **windows}, batch_size=2, seq_len=4, **options)
 
 
 def test_a_window_that_attention_does_not_have() -> None:
     with pytest.raises(ConfigError, match="sets sliding_window=3, but none of its attention"):
-        with_window(3)()
-    with_window(4)()  # as long as any sequence
+        Windowed(windowed(3, None))
+    Windowed(windowed(4, None))  # as long as any sequence
+    Windowed(windowed(3, 3))
+    Windowed(windowed(3, 3, is_block_kv_layout=True, pa_block_size=2))  # all blocks are kept
 
 
 @pytest.mark.parametrize(("enabled", "dimension"), [(False, None), (True, 1)])

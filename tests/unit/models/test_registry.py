@@ -31,6 +31,12 @@ def test_an_unknown_architecture_is_refused_by_name() -> None:
         class_for_architecture("BloomForCausalLM")
 
 
+def test_a_model_that_takes_images_is_refused_with_the_way_to_its_text_part() -> None:
+    message = r"Llama4ForCausalLM\.from_pretrained\(folder\)\.save_pretrained\(text_folder\)"
+    with pytest.raises(UnsupportedError, match=message):
+        class_for_architecture("Llama4ForConditionalGeneration")
+
+
 def test_the_class_of_a_folder(saved: Path) -> None:
     assert class_for_folder(saved).__name__ == "NeuronLlamaForCausalLM"
 

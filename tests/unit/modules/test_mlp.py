@@ -31,6 +31,12 @@ def test_against_the_formula(has_bias: bool) -> None:
     close(mlp(x), plain(mlp.state_dict(), x, has_bias))
 
 
+def test_a_size_of_its_own() -> None:
+    mlp, x = filled(lambda: GatedMLP(tiny_config(), intermediate_size=28)), drawn(2, 3, 16)
+    assert {tuple(weight.shape) for weight in mlp.state_dict().values()} == {(28, 16), (16, 28)}
+    close(mlp(x), plain(mlp.state_dict(), x, has_bias=False))
+
+
 @pytest.mark.parametrize("tp", [2, 4, 8])  # 20 features: 8 ranks pad them to 24
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_ranks_together(tp: int, has_bias: bool) -> None:

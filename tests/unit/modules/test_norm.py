@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nxdi.modules.custom_calls import CustomRMSNorm
-from nxdi.modules.norm import RMSNorm
+from nxdi.modules.norm import RMSNorm, UnweightedRMSNorm
 from tiny_modules import drawn
 from tolerances import SUM_ORDER_FP32
 
@@ -22,6 +22,14 @@ def test_against_the_formula(eps: float) -> None:
     rms = (wide.pow(2).sum(-1, keepdim=True) / 12 + eps).sqrt()
     expected = wide / rms * norm.weight.double()
     torch.testing.assert_close(norm(x).double(), expected, rtol=SUM_ORDER_FP32, atol=SUM_ORDER_FP32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_a_weight(dtype: torch.dtype) -> None:
+    norm, x = RMSNorm(12, 0.1, dtype), drawn(3, 5, 12).to(dtype)
+    norm.weight.fill_(1)
+    assert torch.equal(UnweightedRMSNorm(0.1)(x), norm(x))
+    assert UnweightedRMSNorm().state_dict() == {}
 
 
 def test_arithmetic_is_float32_for_16_bit_inputs() -> None:

@@ -115,6 +115,18 @@ def test_llama3() -> None:
     torch.testing.assert_close(inv_freq(LLAMA3), torch.tensor(expected))
 
 
+def test_llama3_with_nothing_between() -> None:
+    """As Llama 4 has it: waves up to the length it was trained on are kept, longer ones not."""
+    plain = frequencies(16, 500.0)
+    expected = [f if 2 * math.pi / f <= 64 else f / 8 for f in plain]
+    assert expected[0] == plain[0]
+    assert expected[-1] == plain[-1] / 8
+    same = {"low_freq_factor": 1.0, "high_freq_factor": 1.0}
+    trained = {"original_max_position_embeddings": 64}
+    got = inv_freq({**LLAMA3, **same, **trained})
+    torch.testing.assert_close(got, torch.tensor(expected))
+
+
 def test_a_model_built_without_memory_has_real_tables() -> None:
     with without_memory():
         rope = rope_from_config(tiny_config({"rope_scaling": LLAMA3}))
@@ -136,8 +148,8 @@ def test_a_model_built_without_memory_has_real_tables() -> None:
             "needs a positive original_max_position_embeddings, not None",
         ),
         (
-            {**LLAMA3, "low_freq_factor": 4.0},
-            "low_freq_factor=4.0 must be below high_freq_factor=4.0",
+            {**LLAMA3, "low_freq_factor": 5.0},
+            "low_freq_factor=5.0 must not be above high_freq_factor=4.0",
         ),
     ],
 )

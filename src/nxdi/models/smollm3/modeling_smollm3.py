@@ -29,11 +29,16 @@ class SmolLM3InferenceConfig(LlamaInferenceConfig):
 
     def validate_config(self) -> None:
         super().validate_config()
-        if len(self.no_rope_layers) != self.num_hidden_layers:
-            raise ConfigError(
-                f"no_rope_layers has {len(self.no_rope_layers)} entries, num_hidden_layers="
-                f"{self.num_hidden_layers}; give one entry per layer"
-            )
+        check_no_rope_layers(self)
+
+
+def check_no_rope_layers(config: InferenceConfig) -> None:
+    """Raises: ConfigError unless there is one entry per layer."""
+    if len(config.no_rope_layers) != config.num_hidden_layers:
+        raise ConfigError(
+            f"no_rope_layers has {len(config.no_rope_layers)} entries, num_hidden_layers="
+            f"{config.num_hidden_layers}; give one entry per layer"
+        )
 
 
 class NeuronSmolLM3Attention(NeuronAttentionBase):

@@ -18,13 +18,19 @@ from torch import Tensor, nn
 from nxdi.absent import explain_absent_names
 from nxdi.config import InferenceConfig
 from nxdi.errors import ConfigError
-from nxdi.kernels.masks import Causal, MaskPolicy, SlidingWindow
+from nxdi.kernels.masks import Chunked, MaskPolicy, SlidingWindow, choose_mask
 from nxdi.modules.attention.attend import Attend
 from nxdi.modules.attention.nxdi_keywords import NxdiKeywords
 from nxdi.modules.attention.projections import OutputProjection, QKVProjection, rename_projections
 from nxdi.modules.attention.utils import apply_rotary_polar_compatible, move_heads_front
 from nxdi.modules.context import LayerContext, running_context
-from nxdi.modules.kvcache import ContiguousCache, KVCacheLayout, PagedCache, WindowCache
+from nxdi.modules.kvcache import (
+    ChunkedCache,
+    ContiguousCache,
+    KVCacheLayout,
+    PagedCache,
+    WindowCache,
+)
 from nxdi.modules.kvcache.codec import make_codec
 from nxdi.modules.rope import polar_frequencies, rotation_of
 from nxdi.parallel_layers.parallel_state import get_tensor_model_parallel_group
@@ -56,6 +62,8 @@ class NeuronAttentionBase(nn.Module):
     that do not divide are padded.
 
     rotary_emb: (x, position_ids) -> (cos, sin), or None for no rotary positions.
+    sliding_window, attention_chunk_size: tokens that a query sees, the last ones or those of its
+    own chunk; the cache then keeps no more.
     q_layernorm, k_layernorm: norms of the heads [B, S, N, D], before the rotary embedding.
     scale: multiplies QK^T (default head_dim ** -0.5); `softmax_scale` is NxDI's spelling, a
     divisor.
@@ -76,6 +84,7 @@ class NeuronAttentionBase(nn.Module):
         qkv_bias: bool = False,
         o_bias: bool = False,
         sliding_window: int | None = None,
+        attention_chunk_size: int | None = None,
         q_layernorm: nn.Module | None = None,
         k_layernorm: nn.Module | None = None,
         scale: float | None = None,
@@ -92,10 +101,11 @@ class NeuronAttentionBase(nn.Module):
         self.post_transpose_layernorm = given.post_transpose_layernorm
         self.rope_theta, self.use_scaled_rope = given.rope_theta, given.use_scaled_rope
         self.rms_norm_eps, self.sliding_window = given.rms_norm_eps, sliding_window
+        self.attention_chunk_size = attention_chunk_size
         self._init_heads(num_attention_heads, num_key_value_heads)
-        mask: MaskPolicy = Causal() if sliding_window is None else SlidingWindow(sliding_window)
+        mask = choose_mask(sliding_window, attention_chunk_size, self.neuron_config.max_length)
         self.attend = Attend(mask, self._scale(scale, given.softmax_scale), softcap)
-        self.cache_layout = self._cache_layout(sliding_window)
+        self.cache_layout = self._cache_layout(mask)
         self.kv_codec = make_codec(self.neuron_config, self.layout, self.head_dim)
         self._init_projections(qkv_bias, o_bias, given)
         self.sinks = self._sinks() if has_sinks or given.learned_sinks_size else None
@@ -156,15 +166,17 @@ class NeuronAttentionBase(nn.Module):
             return 1.0 / softmax_scale
         return scale if scale is not None else 1.0 / math.sqrt(self.head_dim)
 
-    def _cache_layout(self, sliding_window: int | None) -> KVCacheLayout:
-        neuron, max_len = self.neuron_config, self.neuron_config.max_length
+    def _cache_layout(self, mask: MaskPolicy) -> KVCacheLayout:
+        neuron = self.neuron_config
         if neuron.is_block_kv_layout:
             return PagedCache(
                 self.num_key_value_heads, neuron.pa_num_blocks, neuron.pa_block_size, self.head_dim
             )
-        if sliding_window is not None and sliding_window < max_len:
-            return WindowCache(self.num_key_value_heads, sliding_window, self.head_dim)
-        return ContiguousCache(self.num_key_value_heads, max_len, self.head_dim)
+        if isinstance(mask, SlidingWindow):
+            return WindowCache(self.num_key_value_heads, mask.window, self.head_dim)
+        if isinstance(mask, Chunked):
+            return ChunkedCache(self.num_key_value_heads, mask.chunk_size, self.head_dim)
+        return ContiguousCache(self.num_key_value_heads, neuron.max_length, self.head_dim)
 
     def preshard_hook(self, model_state_dict: dict[str, Tensor], prefix: str) -> None:
         """Rename this module's tensors in a full checkpoint; prefix: its path plus "weight"."""

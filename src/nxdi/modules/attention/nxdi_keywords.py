@@ -21,7 +21,6 @@ _WITHOUT_EFFECT = frozenset(
 )
 _REFUSED = {
     "use_qk_norm": "its result would depend on tp_degree; give q_layernorm and k_layernorm",
-    "attention_chunk_size": "attention in chunks is not part of this release",
 }
 
 

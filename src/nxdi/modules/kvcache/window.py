@@ -1,60 +1,20 @@
-"""The rolling cache of sliding-window attention: slot = position mod window."""
+"""The cache of sliding-window attention."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from nxdi.modules.kvcache.spec import Attended, CacheState, StepPositions, row_slots, write_slots
-from nxdi.types import Phase
+from nxdi.modules.kvcache.rolling import RollingCache
 
 
 @dataclass(frozen=True)
-class WindowCache:
-    """The last `window` tokens of each row, plus one slot for what padding writes.
+class WindowCache(RollingCache):
+    """The last `size` tokens of each row.
 
     Source: arXiv:2310.06825 section 2.
     """
 
-    num_kv_heads: int
-    window: int
-    head_dim: int
-
-    def shape(self, batch_size: int) -> tuple[int, ...]:
-        return (batch_size, self.num_kv_heads, self.window + 1, self.head_dim)
-
-    def append(
-        self, state: CacheState, k: Tensor, v: Tensor, step: StepPositions
-    ) -> tuple[CacheState, Attended]:
-        assert step.rows is not None
-        newest = step.positions.amax(dim=1, keepdim=True)
-        # Tokens that the same step pushes out of the window must not race for its slots.
-        kept = (step.positions >= 0) & (step.positions > newest - self.window)
-        slots = torch.where(kept, step.positions % self.window, self.window)
-        new = CacheState(
-            write_slots(state.k, k, step.rows, slots), write_slots(state.v, v, step.rows, slots)
-        )
-        if step.phase is Phase.PREFILL:
-            return new, Attended(k, v, step.positions)
-        length = min(self.window, step.num_slots)
-        if step.phase is Phase.DECODE:
-            held = self.past(new, step)
-            return new, Attended(held.k, held.v, self._positions(newest, length))
-        # New tokens push out what the first of them still see: so the old window, and them.
-        old = self.past(state, step)
-        num_new = (step.positions >= 0).sum(dim=1, keepdim=True, dtype=torch.int32)
-        positions = torch.cat([self._positions(newest - num_new, length), step.positions], dim=1)
-        keys, values = torch.cat([old.k, k], dim=2), torch.cat([old.v, v], dim=2)
-        return new, Attended(keys, values, positions)
-
-    def past(self, state: CacheState, step: StepPositions) -> CacheState:
-        length = min(self.window, step.num_slots)
-        return CacheState(*(row_slots(x, step, length) for x in state))
-
-    def _positions(self, newest: Tensor, length: int) -> Tensor:
-        """The position in each of the first `length` slots, -1 if none. [B, 1] -> [B, L]."""
-        slots = torch.arange(length, dtype=torch.int32, device=newest.device)[None]
-        held = newest - (newest - slots) % self.window
-        return torch.where(held < 0, -1, held)
+    def oldest(self, newest: Tensor) -> Tensor:
+        return newest - (self.size - 1)

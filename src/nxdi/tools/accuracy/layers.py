@@ -43,7 +43,7 @@ _ANGLE_ULPS = 2**-22
 class Divergence:
     """The first difference.
 
-    token: which generated token was being computed, 0 in the prefill; position: in the whole text;
+    token: which generated token was being computed, 0 in the prompt; position: in the whole text;
     layer: None outside the layers; module: where the error is introduced; seen: what differs;
     error: of the largest activation of its token.
     """
@@ -101,7 +101,8 @@ def find_divergence(
     traces = [trace(reference, text, model._STATE_DICT_MODEL_PREFIX) for text in texts]
     ours = [name for name, _ in eager_roots(model)[0][0].named_modules() if name not in ignored]
     pairs = pair_modules(model, ours, traces[0].outputs)
-    finder = _Finder(traces, prompts.lengths, pairs, tolerance)
+    pieces = _pieces(prompts.lengths, model.plan.max_length(Phase.PREFILL))
+    finder = _Finder(traces, prompts.lengths, pairs, tolerance, pieces)
     with ExitStack() as stack:
         stack.enter_context(observed(model, finder.begin))
         for rank, roots in enumerate(eager_roots(model)):
@@ -127,6 +128,24 @@ def _check(model: NeuronBaseForCausalLM) -> None:
         )
 
 
+class _Span(NamedTuple):
+    """Tokens `start` .. `end` - 1 of a text."""
+
+    row: int
+    start: int
+    end: int
+
+
+def _pieces(lengths: Sequence[int], longest: int) -> list[_Span]:
+    """Prompts as they are computed: a piece of each in turn."""
+    return [
+        _Span(row, start, min(start + longest, length))
+        for start in range(0, max(lengths), longest)
+        for row, length in enumerate(lengths)
+        if start < length
+    ]
+
+
 class _Place(NamedTuple):
     """Where a tensor of ours has a counterpart: tensor[graph_row, :count] is `expected`."""
 
@@ -138,26 +157,32 @@ class _Place(NamedTuple):
 
 @dataclass
 class _Finder:
-    """Follows the steps of our model, and keeps the first difference."""
+    """Follows the steps of our model, and keeps the first difference.
+
+    pieces: what is left of the prompts.
+    """
 
     traces: list[Trace]
     prompt_lens: list[int]
     pairs: Mapping[str, str]
     tolerance: float
+    pieces: list[_Span]
     found: Divergence | None = None
     compared: dict[str, None] = field(default_factory=dict)
     token: int = 0
-    _rows: range = range(0)
+    _spans: list[_Span] = field(default_factory=list)
     _verified: set[str] = field(default_factory=set)
 
     def begin(self, spec: GraphSpec, inputs: Mapping[str, Tensor]) -> None:
-        """A graph is about to run. A prefill of many rows runs several, a decode one."""
+        """A graph is about to run. Prompts of many rows, or long ones, take several."""
         self._spec, self._verified = spec, set()
-        if spec.phase is Phase.PREFILL:
-            first = self._rows.stop
-            self._rows = range(first, min(first + spec.batch_size, len(self.traces)))
+        if spec.phase is Phase.DECODE:
+            self.token += 1
+            ends = [length + self.token for length in self.prompt_lens]
+            self._spans = [_Span(row, end - 1, end) for row, end in enumerate(ends)]
         else:
-            self.token, self._rows = self.token + 1, range(len(self.traces))
+            num_rows = int((inputs["position_ids"] >= 0).any(dim=1).sum())
+            self._spans, self.pieces = self.pieces[:num_rows], self.pieces[num_rows:]
 
     def on_input(self, name: str, tensor: Tensor) -> None:
         if self._compare(name, tensor, "inputs", self._introducer(name.rpartition(".")[0])):
@@ -183,7 +208,7 @@ class _Finder:
     def check_logits(self, logits: Tensor) -> None:
         """Compare the model's own output [B, V], after whatever follows lm_head."""
         for row, one in enumerate(self.traces):
-            position = self._span(row)[1] - 1
+            position = self.prompt_lens[row] + self.token - 1
             place = _Place(row, row, position, one.logits[position : position + 1])
             self._judge(logits[:, None], place, "logits", "the logits after lm_head", 0.0)
 
@@ -225,19 +250,13 @@ class _Finder:
             )
         return not len(wrong)
 
-    def _span(self, row: int) -> tuple[int, int]:
-        """First and last position + 1 of a row in this step."""
-        end = self.prompt_lens[row] + self.token
-        return (0 if self.token == 0 else end - 1), end
-
     def _places(self, name: str, tensor: Tensor, kind: str) -> list[_Place]:
         """Empty if the tensor has another form than the reference's: a rank's part of it."""
         key, places = self.pairs[name], []
-        for graph_row, row in enumerate(self._rows):
+        for graph_row, (row, start, end) in enumerate(self._spans):
             expected = getattr(self.traces[row], kind).get(key)
             if expected is None or not self._is_alike(tensor, expected):
                 return []
-            start, end = self._span(row)
             if tensor.shape[1] < self._spec.num_tokens:
                 start = end - 1  # only the last token's is left
             places.append(_Place(graph_row, row, start, expected[start:end]))

@@ -56,7 +56,11 @@ def trace(reference: Any, tokens: Tensor, prefix: str) -> Trace:
 
 def in_any_order(name: str, tensor: Tensor) -> Tensor:
     """Angles sorted, since a model may lay them out as it likes; other activations as they are."""
-    return tensor.sort(dim=-1).values if name.endswith(ROTARY) else tensor
+    if not name.endswith(ROTARY):
+        return tensor
+    if tensor.is_complex():  # one number for each pair of values, where others have cos and sin
+        tensor = torch.view_as_real(tensor).flatten(-2).repeat_interleave(2, dim=-1)
+    return tensor.sort(dim=-1).values
 
 
 def pair_modules(

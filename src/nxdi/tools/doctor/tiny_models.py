@@ -35,6 +35,11 @@ _DBRX = {
 # architecture -> what its config says besides the shape
 MODELS: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": {"model_type": "llama"},
+    "Llama4ForCausalLM": {
+        **{"model_type": "llama4_text", "head_dim": 8, "intermediate_size_mlp": 48},
+        **{"moe_layers": [], "no_rope_layers": [1, 0], "attention_chunk_size": 8},
+        "floor_scale": 4,
+    },
     "MistralForCausalLM": {"model_type": "mistral", "sliding_window": 8},
     "Qwen2ForCausalLM": {"model_type": "qwen2"},
     "Qwen3ForCausalLM": {"model_type": "qwen3", "head_dim": 12},

@@ -16,7 +16,7 @@ from nxdi.models.application_base import NeuronApplicationBase
 from nxdi.runtime.backends.preview import preview_kernels
 from nxdi.runtime.estimate import checkpoint_dtype, checkpoint_on_meta, memory_of, rank_bytes
 from nxdi.runtime.weights import invoke_preshard_hooks, model_tensors
-from nxdi.tools.model_info.notes import pool_notes, sharding_notes, tied_notes, window_notes
+from nxdi.tools.model_info.notes import pool_notes, rolling_notes, sharding_notes, tied_notes
 from nxdi.tools.model_info.records import CacheInfo, GraphInfo, KernelInfo, ModelInfo, NoOpInfo
 from nxdi.tools.model_info.request import plan_request
 from nxdi.types import Phase
@@ -52,7 +52,7 @@ def describe_model(
         notes=(
             *tied_notes(wanted, full, shares),
             *sharding_notes(wanted, app.num_ranks),
-            *window_notes(module),
+            *rolling_notes(module),
             *pool_notes(config),
         ),
         no_op_options=tuple(

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nxdi.config import NeuronConfig
+from nxdi.modules.kvcache import ChunkedCache, RollingCache, WindowCache
 from nxdi.parallel_layers.sharding import DimShard, ExpertShard, HeadShard, shard_of
 from nxdi.runtime.estimate import memory_of
 from nxdi.runtime.weights import cut_for_rank
@@ -56,15 +57,22 @@ def pool_notes(config: NeuronConfig) -> Iterator[str]:
         )
 
 
-def window_notes(module: nn.Module) -> Iterator[str]:
-    """Layers whose caches hold the newest tokens only."""
+def rolling_notes(module: nn.Module) -> Iterator[str]:
+    """Layers whose caches hold a window or a chunk only."""
     layouts: list[Any] = [m.cache_layout for m in module.modules() if hasattr(m, "cache_layout")]
-    windows = [layout.window for layout in layouts if hasattr(layout, "window")]
-    for window in sorted(set(windows)):
+    kept = [
+        _KEPT[type(layout)].format(layout.size)
+        for layout in layouts
+        if isinstance(layout, RollingCache)
+    ]
+    for tokens in sorted(set(kept)):
         yield (
-            f"{windows.count(window)} of {len(layouts)} layers keep the keys and values of the "
-            f"newest {window} tokens only"
+            f"{kept.count(tokens)} of {len(layouts)} layers keep the keys and values of {tokens} "
+            "only"
         )
+
+
+_KEPT = {WindowCache: "the newest {} tokens", ChunkedCache: "one chunk of {} tokens"}
 
 
 def _head_note(shard: HeadShard) -> str | None:

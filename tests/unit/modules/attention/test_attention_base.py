@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nxdi.errors import ConfigError
-from nxdi.kernels.masks import Causal, SlidingWindow
+from nxdi.kernels.masks import Causal, Chunked, SlidingWindow
 from nxdi.modules.attention import AttentionOutput, NeuronAttentionBase
 from nxdi.modules.context import running
-from nxdi.modules.kvcache import ContiguousCache, WindowCache
+from nxdi.modules.kvcache import ChunkedCache, ContiguousCache, PagedCache, WindowCache
 from nxdi.modules.norm import RMSNorm
 from nxdi.modules.rope import RotaryEmbedding
 from nxdi.parallel_layers.groups import SimulatedWorld
@@ -72,12 +72,15 @@ def plain(
     *,
     scale: float = HEAD_DIM**-0.5,
     softcap: float | None = None,
-    window: int | None = None,
     rotary: bool = False,
     norm_eps: float | None = None,
     clip: float | None = None,
+    **sees: int,
 ) -> Tensor:
-    """The whole module in float64, from the names of its weights."""
+    """The whole module in float64, from the names of its weights.
+
+    sees: window or chunk_size.
+    """
     wide = {name: tensor.double() for name, tensor in weights.items()}
 
     def project(name: str, x: Tensor) -> Tensor:
@@ -92,7 +95,7 @@ def plain(
             x_heads = x_heads / rms * wide[f"{name}_layernorm.weight"]
         return turned(x_heads, positions()) if rotary and name != "v" else x_heads
 
-    allowed = allowed_pairs(positions(), positions(), window)
+    allowed = allowed_pairs(positions(), positions(), **sees)
     out = plain_attention(
         heads("q"), heads("k"), heads("v"), allowed, scale, softcap, wide.get("sinks")
     )
@@ -131,6 +134,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "softcap": ({"softcap": 0.7}, {"softcap": 0.7}),
     "sinks": ({"has_sinks": True}, {}),
     "window": ({"sliding_window": 2}, {"window": 2}),
+    "chunks": ({"attention_chunk_size": 2}, {"chunk_size": 2}),
     "qk norm before rotary": (
         {"norms": head_norms, "rotary_emb": RotaryEmbedding(HEAD_DIM)},
         {"norm_eps": 0.1, "rotary": True},
@@ -234,20 +238,31 @@ def test_heads_are_counted_per_rank() -> None:
 
 
 @pytest.mark.parametrize(
-    ("window", "mask", "layout"),
+    ("options", "mask", "layout"),
     [
-        (None, Causal(), ContiguousCache(2, 16, HEAD_DIM)),
-        (5, SlidingWindow(5), WindowCache(2, 5, HEAD_DIM)),
-        # A window that nothing leaves needs no rolling cache.
-        (16, SlidingWindow(16), ContiguousCache(2, 16, HEAD_DIM)),
+        ({}, Causal(), ContiguousCache(2, 16, HEAD_DIM)),
+        ({"sliding_window": 5}, SlidingWindow(5), WindowCache(2, 5, HEAD_DIM)),
+        ({"attention_chunk_size": 5}, Chunked(5), ChunkedCache(2, 5, HEAD_DIM)),
+        # A window that nothing leaves hides nothing, and needs no rolling cache; nor does a chunk.
+        ({"sliding_window": 16}, Causal(), ContiguousCache(2, 16, HEAD_DIM)),
+        ({"attention_chunk_size": 16}, Causal(), ContiguousCache(2, 16, HEAD_DIM)),
     ],
 )
-def test_mask_and_cache_follow_from_the_window(
-    window: int | None, mask: object, layout: object
+def test_mask_and_cache_follow_from_what_a_query_sees(
+    options: dict[str, int], mask: object, layout: object
 ) -> None:
-    attention = make(sliding_window=window)
+    attention = make(**options)
     assert attention.attend.mask == mask
     assert attention.cache_layout == layout
+    paged = make(**options, neuron={"is_block_kv_layout": True, "pa_block_size": 4})
+    assert paged.attend.mask == mask
+    assert paged.cache_layout == PagedCache(2, 4, 4, HEAD_DIM)
+
+
+def test_a_window_and_chunks_contradict_each_other() -> None:
+    message = "sliding_window=3 or attention_chunk_size=5, not both; leave one out"
+    with pytest.raises(ConfigError, match=message):
+        make(sliding_window=3, attention_chunk_size=5)
 
 
 def test_sinks_are_weights_of_each_head() -> None:

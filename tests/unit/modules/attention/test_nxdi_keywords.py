@@ -45,14 +45,10 @@ def test_an_unknown_keyword() -> None:
         read(rope_tetha=1.0)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "why"),
-    [("use_qk_norm", True, "give q_layernorm"), ("attention_chunk_size", 64, "in chunks")],
-)
-def test_refused_keywords_may_say_no(name: str, value: object, why: str) -> None:
-    assert read(**{name: None}) == read(**{name: False}) == NxdiKeywords()
-    with pytest.raises(UnsupportedError, match=f"{name}={value!r} is refused: .*{why}"):
-        read(**{name: value})
+def test_a_refused_keyword_may_say_no() -> None:
+    assert read(use_qk_norm=None) == read(use_qk_norm=False) == NxdiKeywords()
+    with pytest.raises(UnsupportedError, match=r"use_qk_norm=True is refused: .*give q_layernorm"):
+        read(use_qk_norm=True)
 
 
 @pytest.mark.parametrize("size", [None, 0, 1])

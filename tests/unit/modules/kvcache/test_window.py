@@ -9,7 +9,7 @@ from nxdi.types import Phase
 from tiny_modules import empty_cache
 
 WINDOW = 4
-LAYOUT = WindowCache(num_kv_heads=1, window=WINDOW, head_dim=2)
+LAYOUT = WindowCache(num_kv_heads=1, size=WINDOW, head_dim=2)
 
 
 def append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,46 @@ def test_the_line_says_all(app: NeuronBaseForCausalLM) -> None:
         "generated token 1 (decode, row 0, position 9): layers.1.mlp introduces an error of 0.1, "
         "tolerance 2e-05, seen in what layers.1.mlp returns"
     )
+
+
+PIECES: dict[str, dict[str, Any]] = {
+    "rows": {"windowed_context_encoding_size": 4},
+    "rows, one prompt at a time": {"windowed_context_encoding_size": 4, "ctx_batch_size": 1},
+    "blocks": {
+        **{"is_block_kv_layout": True, "pa_block_size": 4},
+        **{"max_context_length": 4, "chunked_prefill_config": {}},
+    },
+}
+
+
+@pytest.mark.parametrize("tp_degree", [1, 2])
+@pytest.mark.parametrize("pieces", PIECES)
+def test_prompts_in_pieces(pieces: str, tp_degree: int, folder: Path) -> None:
+    options = {"seq_len": 32, "max_context_length": 16, "batch_size": 2, "tp_degree": tp_degree}
+    model = load_app(folder, **{**options, **PIECES[pieces]})
+    report = find_divergence(model, PROMPTS, 3)
+    assert report.divergence is None
+    assert {"layers.1.mlp", "lm_head"} <= set(report.modules)
+
+
+def test_a_piece_is_named_by_its_place_in_the_prompt(folder: Path) -> None:
+    """Prompts of 9 and 8 tokens: pieces of 4 of each row in turn, and the ninth token."""
+    options = {"seq_len": 32, "batch_size": 2, "ctx_batch_size": 1}
+    model = load_app(folder, windowed_context_encoding_size=4, **options)
+    for number, row, position in ((0, 0, 0), (1, 1, 0), (2, 0, 4), (3, 1, 4), (4, 0, 8)):
+        calls = iter(range(100))
+
+        def wrong_once(
+            x: torch.Tensor, calls: Iterator[int] = calls, number: int = number
+        ) -> torch.Tensor:
+            return 1.1 * x if next(calls) == number else x
+
+        with replace_tensors(model, {"layers.1.mlp": wrong_once}):
+            found = find_divergence(model, PROMPTS, 3).divergence
+        assert found is not None
+        assert (found.module, found.token) == ("layers.1.mlp", 0)
+        assert found.phase == ("prefill" if number < 2 else "extend")
+        assert (found.row, found.position) == (row, position)
 
 
 def test_an_ignored_module_is_judged_by_what_follows(app: NeuronBaseForCausalLM) -> None:

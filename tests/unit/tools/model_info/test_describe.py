@@ -135,9 +135,16 @@ def test_notes_on_tied_embeddings(tmp_path: Path) -> None:
         assert note.endswith("are separate copies in memory")
 
 
-def test_notes_on_windows(tmp_path: Path) -> None:
-    info = describe_model(make_app(save(tmp_path, "mistral"), **SHORT))
-    assert info.notes == ("2 of 2 layers keep the keys and values of the newest 24 tokens only",)
+@pytest.mark.parametrize(
+    ("family", "note"),
+    [
+        ("mistral", "2 of 2 layers keep the keys and values of the newest 24 tokens only"),
+        ("llama4", "1 of 2 layers keep the keys and values of one chunk of 20 tokens only"),
+    ],
+)
+def test_notes_on_rolling_caches(family: str, note: str, tmp_path: Path) -> None:
+    info = describe_model(make_app(save(tmp_path, family), **SHORT))
+    assert info.notes == (note,)
     assert info.caches[0].shape[2] < 32
 
 

@@ -1,0 +1,138 @@
+"""Llama 4, text only and without experts: chunks with positions, and whole contexts without.
+
+Most layers turn neighbours and see one chunk. The others know no positions and see everything;
+there queries grow with their place in the text.
+
+Source: Meta's Llama 4 model card (2025); layers without positions and the temperature of their
+attention: arXiv:2501.19399; weights as in Hugging Face's Llama4ForCausalLM.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nxdi.config import InferenceConfig
+from nxdi.errors import ConfigError, UnsupportedError
+from nxdi.models.llama.modeling_llama import LlamaInferenceConfig
+from nxdi.models.model_base import NeuronBaseForCausalLM, NeuronBaseModel
+from nxdi.models.smollm3.modeling_smollm3 import check_no_rope_layers
+from nxdi.modules.attention import NeuronAttentionBase
+from nxdi.modules.decoder_layer import PreNormDecoderLayer
+from nxdi.modules.embeddings import causal_lm_ends
+from nxdi.modules.mlp import GatedMLP
+from nxdi.modules.norm import RMSNorm, UnweightedRMSNorm
+from nxdi.modules.rope import InterleavedRotaryEmbedding, rope_from_config
+
+
+class Llama4InferenceConfig(LlamaInferenceConfig):
+    """Llama's attributes, and of each layer: `no_rope_layers` (1: it has RoPE), `layer_types`.
+
+    `intermediate_size_mlp` is that of dense layers.
+    """
+
+    def get_required_attributes(self) -> list[str]:
+        return [
+            *super().get_required_attributes(),
+            *("intermediate_size_mlp", "moe_layers", "no_rope_layers", "layer_types"),
+            *("attention_chunk_size", "use_qk_norm"),
+            *("attn_temperature_tuning", "attn_scale", "floor_scale"),
+        ]
+
+    def validate_config(self) -> None:
+        super().validate_config()
+        check_no_rope_layers(self)
+        if "chunked_attention" in self.layer_types and self.attention_chunk_size is None:
+            raise ConfigError(
+                "layer_types has chunked_attention, but attention_chunk_size is None; give its size"
+            )
+        experts = [layer for layer in self.moe_layers if layer < self.num_hidden_layers]
+        if experts:
+            raise UnsupportedError(
+                f"layers {experts} (moe_layers) are mixtures of experts, which are not part of "
+                "this release; serve a Llama 4 whose layers are all dense"
+            )
+
+
+class NeuronLlama4Attention(NeuronAttentionBase):
+    """The attention of one layer, with RoPE if `has_positions`."""
+
+    def __init__(self, config: InferenceConfig, layer_type: str, has_positions: bool) -> None:
+        rope = rope_from_config(config, rotary_cls=InterleavedRotaryEmbedding)
+        # The model normalises heads after it has turned them, which is the same: turning keeps
+        # their size.
+        has_norms = has_positions and config.use_qk_norm
+        is_chunked = layer_type == "chunked_attention"
+        super().__init__(
+            config,
+            hidden_size=config.hidden_size,
+            num_attention_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            rotary_emb=rope if has_positions else None,
+            qkv_bias=config.attention_bias,
+            o_bias=config.attention_bias,
+            q_layernorm=UnweightedRMSNorm(config.rms_norm_eps) if has_norms else None,
+            k_layernorm=UnweightedRMSNorm(config.rms_norm_eps) if has_norms else None,
+            attention_chunk_size=config.attention_chunk_size if is_chunked else None,
+        )
+
+
+class NeuronLlama4TunedAttention(NeuronLlama4Attention):
+    """Without positions; queries grow with the logarithm of their position.
+
+    floor_scale: tokens that have the same scale; attn_scale: multiplies the logarithm.
+    """
+
+    def __init__(self, config: InferenceConfig, layer_type: str) -> None:
+        super().__init__(config, layer_type, has_positions=False)
+        self.attn_scale: float = config.attn_scale
+        self.floor_scale: int = config.floor_scale
+
+    def apply_rotary_embedding(
+        self,
+        Q: Tensor,
+        K: Tensor,
+        V: Tensor,
+        position_ids: Tensor,
+        cos_cache: Tensor | None,
+        sin_cache: Tensor | None,
+        use_polar_compatible_rope: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        steps = (position_ids + 1) // self.floor_scale
+        growth = 1 + self.attn_scale * torch.log1p(steps.float())
+        return (Q * growth[:, None, :, None]).to(Q.dtype), K, cos_cache, sin_cache
+
+
+def _attention(config: InferenceConfig, layer: int) -> NeuronLlama4Attention:
+    layer_type, has_positions = config.layer_types[layer], bool(config.no_rope_layers[layer])
+    if config.attn_temperature_tuning and not has_positions:
+        return NeuronLlama4TunedAttention(config, layer_type)
+    return NeuronLlama4Attention(config, layer_type, has_positions)
+
+
+class NeuronLlama4Model(NeuronBaseModel):
+    def init_model(self, config: InferenceConfig) -> None:
+        self.embed_tokens, self.lm_head = causal_lm_ends(config)
+        self.layers = nn.ModuleList(
+            PreNormDecoderLayer(
+                config,
+                _attention(config, layer),
+                GatedMLP(config, intermediate_size=config.intermediate_size_mlp),
+            )
+            for layer in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(
+            config.hidden_size, config.rms_norm_eps, config.neuron_config.torch_dtype
+        )
+
+
+class NeuronLlama4ForCausalLM(NeuronBaseForCausalLM):
+    _model_cls = NeuronLlama4Model
+    _config_cls = Llama4InferenceConfig
+
+    @staticmethod
+    def convert_hf_to_neuron_state_dict(
+        state_dict: dict[str, Tensor], config: InferenceConfig
+    ) -> dict[str, Tensor]:
+        return {name.replace(".feed_forward.", ".mlp."): x for name, x in state_dict.items()}

@@ -1,0 +1,68 @@
+"""The cache of local attention: slot = position mod size, so that new tokens replace old ones."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nxdi.modules.kvcache.spec import Attended, CacheState, StepPositions, row_slots, write_slots
+from nxdi.types import Phase
+
+
+@dataclass(frozen=True)
+class RollingCache(ABC):
+    """At most the last `size` tokens of each row, plus one slot for what padding writes.
+
+    A subclass says which of them count.
+    """
+
+    num_kv_heads: int
+    size: int
+    head_dim: int
+
+    @abstractmethod
+    def oldest(self, newest: Tensor) -> Tensor:
+        """The first position that the token at `newest` sees, at most `size` - 1 before it.
+
+        May be negative.
+        """
+
+    def shape(self, batch_size: int) -> tuple[int, ...]:
+        return (batch_size, self.num_kv_heads, self.size + 1, self.head_dim)
+
+    def append(
+        self, state: CacheState, k: Tensor, v: Tensor, step: StepPositions
+    ) -> tuple[CacheState, Attended]:
+        assert step.rows is not None
+        newest = step.positions.amax(dim=1, keepdim=True)
+        # Tokens that no later one sees must not race for the slots of those that are kept.
+        kept = (step.positions >= 0) & (step.positions >= self.oldest(newest))
+        slots = torch.where(kept, step.positions % self.size, self.size)
+        new = CacheState(
+            write_slots(state.k, k, step.rows, slots), write_slots(state.v, v, step.rows, slots)
+        )
+        if step.phase is Phase.PREFILL:
+            return new, Attended(k, v, step.positions)
+        length = min(self.size, step.num_slots)
+        if step.phase is Phase.DECODE:
+            held = self.past(new, step)
+            return new, Attended(held.k, held.v, self._positions(newest, length))
+        # New tokens replace what the first of them still see: so the old cache, and them.
+        old = self.past(state, step)
+        num_new = (step.positions >= 0).sum(dim=1, keepdim=True, dtype=torch.int32)
+        positions = torch.cat([self._positions(newest - num_new, length), step.positions], dim=1)
+        keys, values = torch.cat([old.k, k], dim=2), torch.cat([old.v, v], dim=2)
+        return new, Attended(keys, values, positions)
+
+    def past(self, state: CacheState, step: StepPositions) -> CacheState:
+        length = min(self.size, step.num_slots)
+        return CacheState(*(row_slots(x, step, length) for x in state))
+
+    def _positions(self, newest: Tensor, length: int) -> Tensor:
+        """The position in each of the first `length` slots, -1 if none. [B, 1] -> [B, L]."""
+        slots = torch.arange(length, dtype=torch.int32, device=newest.device)[None]
+        held = newest - (newest - slots) % self.size
+        return torch.where(held < self.oldest(newest).clamp(min=0), -1, held)
