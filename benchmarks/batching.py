@@ -22,7 +22,7 @@ from fetch_smollm2 import fetch_smollm2
 from measure import Check, seconds, show
 
 TEXT = Path(__file__).parents[1] / "README.md"  # any English text of some thousand tokens
-NUM_REQUESTS = 8
+AT_ONCE, NUM_REQUESTS = 8, 24
 PROMPT_LEN, SHARED = 1024, 0.9
 ROUNDS = 3
 PAGED = {"is_block_kv_layout": True, "pa_block_size": 32, "torch_dtype": "float32"}
@@ -39,33 +39,35 @@ def requests(vocab_size: int) -> list[tuple[list[int], int]]:
 
 
 def throughput(folder: Path) -> list[Check]:
-    """All requests at once against one after the other, each on graphs of its own batch size."""
+    """Requests AT_ONCE at a time against one after the other, on graphs of their batch sizes.
+
+    The first AT_ONCE requests alone say what it is worth when none follow: rows fall idle as
+    requests end.
+    """
     import nxdi
     from nxdi.generation import ContinuousBatcher, RequestOptions
 
     lengths = {"seq_len": 512, "max_context_length": 256, "enable_bucketing": True}
     options = {**PAGED, **lengths, "ctx_batch_size": 1}
-    rates = {}
-    for name, batch_size in (("alone", 1), ("together", NUM_REQUESTS)):
+    rates: dict[tuple[int, int], float] = {}
+    for batch_size in (1, AT_ONCE):
         # When few are left, a graph of fewer rows runs them.
         batches = [size for size in (2, 4) if size < batch_size]
         model = nxdi.AutoModelForCausalLM.from_pretrained(
             folder, batch_size=batch_size, token_generation_batches=batches or None, **options
         )
-        wanted = requests(model.config.vocab_size)
-
-        def run(model: Any = model, wanted: Any = wanted) -> None:
+        for count in (AT_ONCE, NUM_REQUESTS):
+            wanted = requests(model.config.vocab_size)[:count]
             batcher = ContinuousBatcher(model)
             for prompt, new in wanted:
                 batcher.add(prompt, RequestOptions(max_new_tokens=new, ignore_eos=True))
-            batcher.run()
-
-        run()
-        tokens = sum(new for _, new in wanted)
-        rates[name] = tokens / min(seconds(run) for _ in range(2))
-        print(f"  {NUM_REQUESTS} requests {name}: {rates[name]:.1f} new tokens/s")
-    ratio = rates["together"] / rates["alone"]
-    return [Check(f"{NUM_REQUESTS} requests together, against one at a time", ratio, 2.5)]
+            rates[batch_size, count] = sum(new for _, new in wanted) / seconds(batcher.run)
+            rate = rates[batch_size, count]
+            print(f"  {count} requests, {batch_size} at a time: {rate:.1f} new tokens/s")
+    print(f"  {AT_ONCE} requests at once: {rates[AT_ONCE, AT_ONCE] / rates[1, AT_ONCE]:.2f}x")
+    ratio = rates[AT_ONCE, NUM_REQUESTS] / rates[1, NUM_REQUESTS]
+    name = f"{NUM_REQUESTS} requests, {AT_ONCE} at a time, against one at a time"
+    return [Check(name, ratio, 2.5)]
 
 
 def prefix_hit(folder: Path) -> list[Check]:

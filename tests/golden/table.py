@@ -103,7 +103,7 @@ FAMILIES = {
     "llama": "Llama 1 to 3.3",
     "mistral": "Mistral",
     "qwen2": "Qwen2, Qwen2.5",
-    "llama4": "Llama 4, text only, no experts",
+    "llama4": "Llama 4, text only",
     "smollm3": "SmolLM3",
     "gpt2": "GPT-2",
     "gpt_neox": "GPT-NeoX, Pythia",
@@ -151,6 +151,14 @@ VARIANTS = (
     Variant("qwen2-windows", "qwen2", "windows on some layers", _SOME_WINDOWS),
     Variant("qwen2-tied", "qwen2", "tied embeddings", {"tie_word_embeddings": True}, seed=1),
     Variant("llama4", "llama4", "chunks, and layers without positions", alone=True),
+    Variant(
+        "llama4-experts",
+        "llama4",
+        "experts beside a shared one",
+        {"moe_layers": [1], "num_local_experts": 4, "num_experts_per_tok": 1},
+        seed=1,
+        alone=True,
+    ),
     Variant(
         "llama4-plain",
         "llama4",
@@ -261,7 +269,7 @@ MODES = (
     *("mixtral", "qwen3_moe", "olmoe", "dbrx", "gpt_oss"),
 )
 # Variants with experts that run spread in every way over ranks.
-EXPERTS = ("mixtral", "qwen3_moe", "olmoe", "dbrx", "gpt_oss")
+EXPERTS = ("mixtral", "qwen3_moe", "olmoe", "dbrx", "gpt_oss", "llama4-experts")
 ROWS = ("llama", "mistral", "qwen2-windows", "llama4", "gpt2", "cohere2", "gemma3", "gpt_oss")
 # Variants with prompts and continuations on both sides of position 512.
 LONG = ("llama", "llama-llama3", "mistral", "qwen2-windows", "llama4", "gemma3")

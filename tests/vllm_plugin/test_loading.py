@@ -88,6 +88,15 @@ def test_artifacts_of_another_checkpoint_are_refused(
         make_llm(own_model)
 
 
+COMPILED: dict[str, Any] = {
+    "batch_size": 4,
+    "seq_len": 128,
+    "torch_dtype": "float32",
+    "backend": "eager",
+    "on_device_sampling_config": {"dynamic": True},
+}
+
+
 def test_what_nxdi_has_compiled_is_served(
     make_llm: Any, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,14 +105,10 @@ def test_what_nxdi_has_compiled_is_served(
     nxdi.AutoModelForCausalLM.from_pretrained(
         model_dir,
         artifact_dir=folder,
-        batch_size=4,
-        seq_len=128,
-        torch_dtype="float32",
-        backend="eager",
         output_logits=True,
-        on_device_sampling_config={"dynamic": True},
         enable_bucketing=True,
         context_encoding_buckets=[32, 128],
+        **COMPILED,
     )
     monkeypatch.setenv(VARIABLE, str(folder))
     assert len(answer(make_llm())) == 16
@@ -113,15 +118,7 @@ def test_graphs_without_logits_are_refused(
     make_llm: Any, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "graphs"
-    nxdi.AutoModelForCausalLM.from_pretrained(
-        model_dir,
-        artifact_dir=folder,
-        batch_size=4,
-        seq_len=128,
-        torch_dtype="float32",
-        backend="eager",
-        on_device_sampling_config={"dynamic": True},
-    )
+    nxdi.AutoModelForCausalLM.from_pretrained(model_dir, artifact_dir=folder, **COMPILED)
     monkeypatch.setenv(VARIABLE, str(folder))
     with pytest.raises(ArtifactError, match="output_logits"):
         make_llm()

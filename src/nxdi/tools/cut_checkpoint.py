@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,12 @@ from nxdi.config import serialize
 from nxdi.errors import ConfigError, WeightError
 from nxdi.runtime.checkpoint import read_checkpoint, write_safetensors
 from nxdi.runtime.files import atomic_directory
+from nxdi.tools.model_folder import copy_companions
 
 _NUM_LAYERS = "num_hidden_layers"
 _LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)\.")
 # Lists that have nothing to do with layers, whatever their length.
 _NOT_PER_LAYER = re.compile(r"architectures|.*_token_ids?")
-_COPIED = (".json", ".txt", ".model", ".jinja")  # tokenizer, chat template, generation defaults
 
 
 def create_n_layer_checkpoint(
@@ -50,10 +49,7 @@ def create_n_layer_checkpoint(
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         kept = {name: weights[name] for name in weights if layers.get(name, -1) < num_layers}
         write_safetensors(folder / "model.safetensors", kept)
-        for file in source.iterdir():
-            is_index = file.name.endswith(".index.json")
-            if file.suffix in _COPIED and file.name != "config.json" and not is_index:
-                shutil.copy(file, folder)
+        copy_companions(source, folder)
     return target
 
 

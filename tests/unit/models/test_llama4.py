@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import Llama4TextConfig
 
-from nxdi.config import NeuronConfig, load_pretrained_config
-from nxdi.errors import ConfigError, UnsupportedError
+from nxdi.config import MoENeuronConfig, load_pretrained_config
+from nxdi.errors import ConfigError
 from nxdi.kernels.masks import Causal, Chunked
 from nxdi.models.llama4.modeling_llama4 import (
     Llama4InferenceConfig,
@@ -17,6 +17,7 @@ from nxdi.models.llama4.modeling_llama4 import (
     NeuronLlama4TunedAttention,
 )
 from nxdi.modules.kvcache import ChunkedCache, ContiguousCache
+from nxdi.modules.moe import MoE
 from tiny_modules import drawn
 
 SHAPE: dict[str, Any] = {
@@ -34,7 +35,7 @@ SHAPE: dict[str, Any] = {
 
 def config(seq_len: int = 32, **attributes: Any) -> Llama4InferenceConfig:
     hf_config = Llama4TextConfig(**{**SHAPE, "moe_layers": [], **attributes})
-    neuron = NeuronConfig(seq_len=seq_len, torch_dtype=torch.float32)
+    neuron = MoENeuronConfig(seq_len=seq_len, torch_dtype=torch.float32)
     return Llama4InferenceConfig(neuron, load_config=load_pretrained_config(hf_config=hf_config))
 
 
@@ -69,14 +70,15 @@ def test_queries_grow_with_their_position() -> None:
 @pytest.mark.parametrize(
     ("attributes", "layers"),
     [
-        ({"moe_layers": [1, 3]}, r"\[1, 3\]"),
-        ({"moe_layers": None}, r"\[0, 1, 2, 3\]"),  # transformers makes a list of it
-        ({"moe_layers": None, "interleave_moe_layer_step": 2}, r"\[1, 3\]"),
+        ({"moe_layers": [1, 3]}, [1, 3]),
+        ({"moe_layers": None}, [0, 1, 2, 3]),  # transformers makes a list of it
+        ({"moe_layers": None, "interleave_moe_layer_step": 2}, [1, 3]),
     ],
 )
-def test_experts_are_refused(attributes: dict[str, Any], layers: str) -> None:
-    with pytest.raises(UnsupportedError, match=rf"layers {layers} \(moe_layers\) .*all dense"):
-        config(**attributes)
+def test_which_layers_have_experts(attributes: dict[str, Any], layers: list[int]) -> None:
+    made = NeuronLlama4Model(config(num_local_experts=2, **attributes)).layers
+    assert [i for i, layer in enumerate(made) if isinstance(layer.mlp, MoE)] == layers
+    assert all(made[i].mlp.shared_experts is not None for i in layers)
 
 
 @pytest.mark.parametrize("attributes", [{"moe_layers": [4]}, {"interleave_moe_layer_step": 5}])

@@ -69,14 +69,16 @@ inline void multiply_tile(const W* w, int64_t stride, const float* x, int64_t st
     UNROLL for (int c = 0; c < C; ++c) sums[c * kMaxStrip + r] = acc[r][c];
 }
 
+// Group `group` of `groups` prefetches its share of the next strip, so that memory is read all the
+// while.
 template <class W, int C>
 void multiply_strip(const W* w, int64_t stride, int rows, const float* x, int64_t steps, Vec* sums,
-                    const W* next) {
+                    const W* next, int64_t group, int64_t groups) {
   constexpr int R = tile_rows(C);
   int r = 0;
   for (; r + R <= rows; r += R)
     multiply_tile<W, R, C>(w + r * stride, stride, x, steps, sums + r,
-                           next ? next + r * stride : nullptr);
+                           next && r / R % groups == group ? next + r * stride : nullptr);
   for (; r < rows; ++r)
     multiply_tile<W, 1, C>(w + r * stride, stride, x, steps, sums + r, nullptr);
 }
@@ -140,9 +142,9 @@ struct Product {  // y[m, column + n] = x[first_row + m] . w[n] + bias[n] for m 
       for (int64_t m = 0; m < num_groups * group; ++m)
         std::fill_n(sums + m * kMaxStrip, strip, Vec{});
       const auto add = [&](const W* w, int64_t stride, int64_t step, int64_t steps, const W* next) {
-        for (int64_t g = 0; g < num_groups; ++g, next = nullptr)
+        for (int64_t g = 0; g < num_groups; ++g)
           strip_kernel(w, stride, strip, packed + g * group_size + step * kStep * group, steps,
-                       sums + g * group * kMaxStrip, next);
+                       sums + g * group * kMaxStrip, next, g, num_groups);
       };
       for (int64_t step = 0; step < whole_steps; step += slice) {
         const W* next = step + slice < whole_steps ? rows + (step + slice) * kStep

@@ -1,7 +1,8 @@
-"""Llama 4, text only and without experts: chunks with positions, and whole contexts without.
+"""Llama 4, text only: chunks with positions, and whole contexts without.
 
 Most layers turn neighbours and see one chunk. The others know no positions and see everything;
-there queries grow with their place in the text.
+there queries grow with their place in the text. Some layers have experts, one of which every token
+sees; what the others get is weighed before they see it.
 
 Source: Meta's Llama 4 model card (2025); layers without positions and the temperature of their
 attention: arXiv:2501.19399; weights as in Hugging Face's Llama4ForCausalLM.
@@ -12,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nxdi.config import InferenceConfig
-from nxdi.errors import ConfigError, UnsupportedError
+from nxdi.config import InferenceConfig, MoENeuronConfig, NeuronConfig
+from nxdi.errors import ConfigError
 from nxdi.models.llama.modeling_llama import LlamaInferenceConfig
 from nxdi.models.model_base import NeuronBaseForCausalLM, NeuronBaseModel
 from nxdi.models.smollm3.modeling_smollm3 import check_no_rope_layers
@@ -21,6 +22,7 @@ from nxdi.modules.attention import NeuronAttentionBase
 from nxdi.modules.decoder_layer import PreNormDecoderLayer
 from nxdi.modules.embeddings import causal_lm_ends
 from nxdi.modules.mlp import GatedMLP
+from nxdi.modules.moe import MoE, MoESpec, make_moe
 from nxdi.modules.norm import RMSNorm, UnweightedRMSNorm
 from nxdi.modules.rope import InterleavedRotaryEmbedding, rope_from_config
 
@@ -28,13 +30,14 @@ from nxdi.modules.rope import InterleavedRotaryEmbedding, rope_from_config
 class Llama4InferenceConfig(LlamaInferenceConfig):
     """Llama's attributes, and of each layer: `no_rope_layers` (1: it has RoPE), `layer_types`.
 
-    `intermediate_size_mlp` is that of dense layers.
+    `intermediate_size` is that of an expert, `intermediate_size_mlp` that of dense layers.
     """
 
     def get_required_attributes(self) -> list[str]:
         return [
             *super().get_required_attributes(),
             *("intermediate_size_mlp", "moe_layers", "no_rope_layers", "layer_types"),
+            *("num_local_experts", "num_experts_per_tok"),
             *("attention_chunk_size", "use_qk_norm"),
             *("attn_temperature_tuning", "attn_scale", "floor_scale"),
         ]
@@ -46,12 +49,10 @@ class Llama4InferenceConfig(LlamaInferenceConfig):
             raise ConfigError(
                 "layer_types has chunked_attention, but attention_chunk_size is None; give its size"
             )
-        experts = [layer for layer in self.moe_layers if layer < self.num_hidden_layers]
-        if experts:
-            raise UnsupportedError(
-                f"layers {experts} (moe_layers) are mixtures of experts, which are not part of "
-                "this release; serve a Llama 4 whose layers are all dense"
-            )
+
+    @classmethod
+    def get_neuron_config_cls(cls) -> type[NeuronConfig]:
+        return MoENeuronConfig
 
 
 class NeuronLlama4Attention(NeuronAttentionBase):
@@ -111,6 +112,21 @@ def _attention(config: InferenceConfig, layer: int) -> NeuronLlama4Attention:
     return NeuronLlama4Attention(config, layer_type, has_positions)
 
 
+def _mixture(config: InferenceConfig) -> MoE:
+    spec = MoESpec(
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_experts=config.num_local_experts,
+        top_k=config.num_experts_per_tok,
+        hidden_act=config.hidden_act,
+        router_act="sigmoid",
+        normalize=False,
+        early_expert_affinity_modulation=True,
+        shared_size=config.intermediate_size,
+    )
+    return make_moe(config, spec)
+
+
 class NeuronLlama4Model(NeuronBaseModel):
     def init_model(self, config: InferenceConfig) -> None:
         self.embed_tokens, self.lm_head = causal_lm_ends(config)
@@ -118,7 +134,9 @@ class NeuronLlama4Model(NeuronBaseModel):
             PreNormDecoderLayer(
                 config,
                 _attention(config, layer),
-                GatedMLP(config, intermediate_size=config.intermediate_size_mlp),
+                _mixture(config)
+                if layer in config.moe_layers
+                else GatedMLP(config, intermediate_size=config.intermediate_size_mlp),
             )
             for layer in range(config.num_hidden_layers)
         )
@@ -135,4 +153,9 @@ class NeuronLlama4ForCausalLM(NeuronBaseForCausalLM):
     def convert_hf_to_neuron_state_dict(
         state_dict: dict[str, Tensor], config: InferenceConfig
     ) -> dict[str, Tensor]:
-        return {name.replace(".feed_forward.", ".mlp."): x for name, x in state_dict.items()}
+        return {
+            name.replace(".feed_forward.", ".mlp.").replace(
+                ".shared_expert.", ".shared_experts."
+            ): tensor
+            for name, tensor in state_dict.items()
+        }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -19,8 +18,7 @@ from nxdi.modules.quantization import dequantize
 from nxdi.runtime.files import atomic_directory
 from nxdi.runtime.progress import Progress
 from nxdi.runtime.quantized import quantization_record, write_quantized
-
-_COPIED = (".json", ".txt", ".model", ".jinja")  # tokenizer, chat template, generation defaults
+from nxdi.tools.model_folder import copy_companions
 
 
 @dataclass(frozen=True)
@@ -75,9 +73,7 @@ def quantize_folder(
     config = serialize.parse(serialize.read_text(source / "config.json"), "config.json")
     config["quantization_config"] = quantization_record(options)
     with atomic_directory(target) as folder:
-        for file in source.iterdir():
-            if file.suffix in _COPIED and not file.name.endswith(".index.json"):
-                shutil.copy(file, folder)
+        copy_companions(source, folder)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         write_quantized(folder, after)
     return report
