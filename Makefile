@@ -67,7 +67,7 @@ $(VENV)-vllm/installed: setup.py constraints.txt
 	test -x $(VENV)-vllm/bin/python || $(PYTHON) -m venv $(VENV)-vllm
 	$(VENV)-vllm/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(VENV)-vllm/bin/python -m pip install --quiet --disable-pip-version-check 'setuptools>=78.1.1,<81' wheel packaging setuptools_scm setuptools-rust jinja2 numpy
-	VLLM_TARGET_DEVICE=empty VLLM_VERSION_OVERRIDE=0.32.0 $(VENV)-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-binary vllm --editable '.[demo,vllm]' vllm==0.32.0 pytest pytest-timeout
+	VLLM_TARGET_DEVICE=empty VLLM_VERSION_OVERRIDE=0.32.0 $(VENV)-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-binary vllm --editable '.[demo,vllm]' vllm==0.32.0 hypothesis pytest pytest-timeout
 	touch $@
 
 # torch_xla on a registry ends at 2.9; transformers is what fits its torch.

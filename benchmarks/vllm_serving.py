@@ -31,7 +31,7 @@ from measure import Check, alternate, show
 from vllm_plugin.hostile import requests as hostile_requests
 from vllm_plugin.serving import NAME, Server, serve
 
-ROUNDS = 3
+ROUNDS = 2
 NEURON = '{"override_neuron_config": {"token_generation_batches": [1, 2, 4, 8, 16]}}'
 COMMON = ("--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "16")
 PEER = ("--enforce-eager", "--kv-cache-memory-bytes", "1000000000")
@@ -49,7 +49,7 @@ def prompts() -> list[dict[str, Any]]:
             "temperature": 0,
             "ignore_eos": True,
         }
-        for _ in range(32)
+        for _ in range(24)
     ]
 
 

@@ -1,7 +1,7 @@
 """How vLLM's blocks and nxdi's cache fit together.
 
-vLLM counts blocks from 1: its block 0 holds nothing. In the contiguous layout a block is a cache
-row, as long as a sequence may become; in the paged layout it is a block of nxdi's pool.
+vLLM counts blocks from 1: its block 0 holds nothing. In the contiguous layout a block stands for a
+cache row, as long as a sequence may become; in the paged layout it is a block of nxdi's pool.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nxdi.integrations.vllm.layout import FIRST_BLOCK
 from nxdi.integrations.vllm.sampling import needs_host
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class RunningRequest:
-    """A row of tokens, its blocks, and how its next token is chosen.
+    """A row of tokens, where the cache has it, and how its next token is chosen.
 
     tokens: prompt and outputs; outputs: the same list object for as long as the request lives,
     which vLLM's logits processors hold on to.
@@ -45,7 +44,7 @@ class RunningRequest:
         generator = None
         if params.seed is not None:
             generator = torch.Generator().manual_seed(params.seed)
-        request = cls(
+        return cls(
             data.req_id,
             params,
             list(prompt),
@@ -55,12 +54,6 @@ class RunningRequest:
             always_on_host or needs_host(params),
             generator,
         )
-        request.take_blocks(data.block_ids)
-        return request
-
-    def take_blocks(self, block_ids: tuple[list[int], ...]) -> None:
-        """Add blocks, numbered as vLLM does."""
-        self.table += [block - FIRST_BLOCK for block in block_ids[0]]
 
     def append(self, token: int) -> None:
         self.tokens.append(token)

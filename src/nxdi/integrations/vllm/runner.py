@@ -19,6 +19,7 @@ from vllm.v1.outputs import (
 from nxdi.generation.rows import Row, row_inputs
 from nxdi.integrations.vllm.requests import RunningRequest
 from nxdi.integrations.vllm.sampling import HostSampler
+from nxdi.integrations.vllm.tables import make_tables
 from nxdi.models.causal_lm import CausalLMOutput, NeuronBaseForCausalLM
 from nxdi.types import Phase
 
@@ -44,6 +45,7 @@ class ModelRunner:
         self._requests: dict[str, RunningRequest] = {}
         self._host = HostSampler(config, model.config.vocab_size)
         neuron = model.neuron_config
+        self._tables = make_tables(neuron)
         self._always_on_host = neuron.on_device_sampling_config is None or bool(
             config.model_config.logits_processors
         )
@@ -94,19 +96,21 @@ class ModelRunner:
 
     def _update(self, step: SchedulerOutput) -> None:
         for name in step.finished_req_ids:
-            self._requests.pop(name, None)
+            if name in self._requests:
+                self._tables.release(self._requests.pop(name).table)
         for data in step.scheduled_new_reqs:
             seed = int(torch.randint(2**63 - 1, (), generator=self._seeds))
             request = RunningRequest.from_vllm(data, seed, self._always_on_host)
             self._requests[request.id] = request
+            self._tables.add(request.table, data.block_ids[0])
         cached = step.scheduled_cached_reqs
         for name, blocks in zip(cached.req_ids, cached.new_block_ids, strict=True):
             request = self._requests[name]
             if name in cached.resumed_req_ids:  # preempted meanwhile: all its blocks are others
-                request.table.clear()
+                self._tables.release(request.table)
                 request.prompt_scores.clear()
             if blocks is not None:
-                request.take_blocks(blocks)
+                self._tables.add(request.table, blocks[0])
 
     @staticmethod
     def _starts(step: SchedulerOutput) -> dict[str, int]:
