@@ -57,12 +57,19 @@ class HostChoice:
 
     def token(self, request: Request, output: CausalLMOutput, row: int) -> int:
         assert output.logits is not None
-        logits = output.logits[row]
-        if not request.options.do_sample:
-            return int(logits.argmax())
-        params = torch.tensor([request.options.sampling_params])
-        position = torch.tensor([len(request.tokens) - 1])
-        return int(DynamicSampler()(logits, params, uniform_for([request.seed], position)))
+        params, place = request.options.sampling_params, len(request.tokens) - 1
+        return sample_row(output.logits[row], params, request.seed, place)
+
+
+def sample_row(logits: Tensor, params: tuple[float, float, float], seed: int, position: int) -> int:
+    """The token that a graph with these logits [1, vocab_size] would choose.
+
+    params: (top_k, top_p, temperature); top_k 1 means greedy. position: of the token before.
+    """
+    if params[0] == 1:
+        return int(logits.argmax())
+    uniform = uniform_for([seed], torch.tensor([position]))
+    return int(DynamicSampler()(logits, torch.tensor([params]), uniform))
 
 
 def make_token_choice(config: NeuronConfig) -> TokenChoice:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nxdi import env
 from nxdi.errors import ConfigError, UnsupportedError
+from nxdi.runtime.backends.choice import resolve_backend
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -95,7 +96,8 @@ def neuron_options(asked: dict[str, Any]) -> dict[str, Any]:
         "ctx_batch_size": 1,
         "output_logits": True,  # for requests that the host samples
     }
-    if env.samples_on_device():
+    # On a CPU host and device are one, and the host can leave greedy rows out.
+    if env.samples_on_device() and resolve_backend(asked.get("backend", "auto")) == "neuron":
         defaults["on_device_sampling_config"] = {"dynamic": True}
     return {**defaults, **asked}
 

@@ -16,7 +16,9 @@ from vllm.v1.outputs import (
     ModelRunnerOutput,
 )
 
+from nxdi import env
 from nxdi.generation.rows import Row, row_inputs
+from nxdi.generation.token_choice import sample_row
 from nxdi.integrations.vllm.requests import RunningRequest
 from nxdi.integrations.vllm.sampling import HostSampler
 from nxdi.integrations.vllm.tables import make_tables
@@ -46,7 +48,7 @@ class ModelRunner:
         self._host = HostSampler(config, model.config.vocab_size)
         neuron = model.neuron_config
         self._tables = make_tables(neuron)
-        self._always_on_host = neuron.on_device_sampling_config is None or bool(
+        self._always_on_host = not env.samples_on_device() or bool(
             config.model_config.logits_processors
         )
         self._seeds = torch.Generator().manual_seed(config.model_config.seed)
@@ -151,8 +153,7 @@ class ModelRunner:
                 assert output.logits is not None
                 results.append(_Result(request, logits=output.logits[i]))
             else:
-                assert output.tokens is not None
-                results.append(_Result(request, token=int(output.tokens[i])))
+                results.append(_Result(request, token=_token(request, output, i)))
         return results
 
     def _score(self, request: RunningRequest, start: int, stop: int) -> _Result:
@@ -206,6 +207,15 @@ class ModelRunner:
                 complete[request.id] = LogprobsTensors.cat(request.prompt_scores)
                 request.prompt_scores, request.is_scored = [], True
         return complete
+
+
+def _token(request: RunningRequest, output: CausalLMOutput, row: int) -> int:
+    """What the graph has chosen, or what it would choose."""
+    if output.tokens is not None:
+        return int(output.tokens[row])
+    assert output.logits is not None
+    place = len(request.tokens) - 1
+    return sample_row(output.logits[row], request.device_params, request.seed, place)
 
 
 def _scores_prompt(request: RunningRequest, start: int) -> bool:

@@ -75,7 +75,16 @@ def test_other_overrides_are_refused(additional: Any, message: str) -> None:
         override_options(vllm_config(additional))
 
 
-def test_defaults_make_a_contiguous_cache_that_samples_on_the_device() -> None:
+def test_a_device_samples_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    for_neuron = overriding(backend="neuron")
+    neuron = NeuronConfig(**neuron_options(options_of(vllm_config(for_neuron))))
+    assert neuron.on_device_sampling_config.dynamic
+    monkeypatch.setenv("NEURON_ON_DEVICE_SAMPLING_DISABLED", "1")
+    neuron = NeuronConfig(**neuron_options(options_of(vllm_config(for_neuron))))
+    assert neuron.on_device_sampling_config is None
+
+
+def test_defaults_make_a_contiguous_cache() -> None:
     config = vllm_config()
     neuron = NeuronConfig(**neuron_options(options_of(config)))
     assert (neuron.batch_size, neuron.seq_len, neuron.tp_degree) == (4, 128, 1)
@@ -83,15 +92,9 @@ def test_defaults_make_a_contiguous_cache_that_samples_on_the_device() -> None:
     assert not neuron.is_block_kv_layout
     assert neuron.enable_bucketing
     assert neuron.output_logits
-    assert neuron.on_device_sampling_config.dynamic
+    assert neuron.on_device_sampling_config is None  # on a CPU
     assert config.cache_config.block_size == 128
     assert config.cache_config.num_gpu_blocks_override == 5  # one row each, and vLLM's block 0
-
-
-def test_the_host_samples_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NEURON_ON_DEVICE_SAMPLING_DISABLED", "1")
-    neuron = NeuronConfig(**neuron_options(options_of(vllm_config())))
-    assert neuron.on_device_sampling_config is None
 
 
 def test_prefix_caching_makes_blocks_for_all_sequences() -> None:
