@@ -10,7 +10,6 @@ attention: arXiv:2501.19399; weights as in Hugging Face's Llama4ForCausalLM.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from nxdi.config import InferenceConfig, MoENeuronConfig, NeuronConfig
@@ -19,6 +18,7 @@ from nxdi.models.llama.modeling_llama import LlamaInferenceConfig
 from nxdi.models.model_base import NeuronBaseForCausalLM, NeuronBaseModel
 from nxdi.models.smollm3.modeling_smollm3 import check_no_rope_layers
 from nxdi.modules.attention import NeuronAttentionBase
+from nxdi.modules.attention.temperature import TunedQueries
 from nxdi.modules.decoder_layer import PreNormDecoderLayer
 from nxdi.modules.embeddings import causal_lm_ends
 from nxdi.modules.mlp import GatedMLP
@@ -79,30 +79,12 @@ class NeuronLlama4Attention(NeuronAttentionBase):
         )
 
 
-class NeuronLlama4TunedAttention(NeuronLlama4Attention):
-    """Without positions; queries grow with the logarithm of their position.
-
-    floor_scale: tokens that have the same scale; attn_scale: multiplies the logarithm.
-    """
+class NeuronLlama4TunedAttention(TunedQueries, NeuronLlama4Attention):
+    """Without positions; queries grow with the logarithm of their position."""
 
     def __init__(self, config: InferenceConfig, layer_type: str) -> None:
         super().__init__(config, layer_type, has_positions=False)
-        self.attn_scale: float = config.attn_scale
-        self.floor_scale: int = config.floor_scale
-
-    def apply_rotary_embedding(
-        self,
-        Q: Tensor,
-        K: Tensor,
-        V: Tensor,
-        position_ids: Tensor,
-        cos_cache: Tensor | None,
-        sin_cache: Tensor | None,
-        use_polar_compatible_rope: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        steps = (position_ids + 1) // self.floor_scale
-        growth = 1 + self.attn_scale * torch.log1p(steps.float())
-        return (Q * growth[:, None, :, None]).to(Q.dtype), K, cos_cache, sin_cache
+        self.attn_scale, self.floor_scale = config.attn_scale, config.floor_scale
 
 
 def _attention(config: InferenceConfig, layer: int) -> NeuronLlama4Attention:
