@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from byte_tokenizer import make_byte_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -52,13 +54,4 @@ def two_threads() -> Iterator[None]:
 @pytest.fixture
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """One token per byte, 256 in all, and a chat template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    make: Any = PreTrainedTokenizerFast  # its constructor has no types
-    tokenizer: PreTrainedTokenizerFast = make(tokenizer_object=backend, chat_template=TEMPLATE)
-    return tokenizer
+    return make_byte_tokenizer(TEMPLATE)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from nxdi.config import InferenceConfig, NeuronConfig
 from nxdi.modules.context import LayerContext, StepContext
-from nxdi.modules.kvcache import KVCacheLayout
-from nxdi.modules.kvcache.spec import CacheState
+from nxdi.modules.kvcache import KVCacheLayout, RollingCache
+from nxdi.modules.kvcache.spec import Attended, CacheState, StepPositions
 from nxdi.parallel_layers.parallel_state import tensor_parallel
 from nxdi.parallel_layers.sharding import shard_of
 from nxdi.types import Phase
@@ -77,6 +77,29 @@ def filled(make: Callable[[], ModuleT], seed: int = 0) -> ModuleT:
 def empty_cache(layout: KVCacheLayout, num_rows: int) -> CacheState:
     """A cache in which nothing has been written yet: NaN, so that reading it is noticed."""
     return CacheState(*(torch.full(layout.shape(num_rows), torch.nan) for _ in range(2)))
+
+
+def append_positions(
+    layout: KVCacheLayout,
+    state: CacheState,
+    phase: Phase,
+    positions: list[list[int]],
+    num_slots: int = 16,
+) -> tuple[CacheState, Attended]:
+    """Append to a cache of one head of width 2.
+
+    Keys and values are the positions themselves, so that slots say what they hold.
+    """
+    where = torch.tensor(positions, dtype=torch.int32)
+    k = where.float()[:, None, :, None].expand(-1, 1, -1, 2)
+    rows = torch.arange(len(positions), dtype=torch.int32)
+    return layout.append(state, k, -k, StepPositions(phase, where, rows, num_slots))
+
+
+def held_positions(layout: RollingCache, state: CacheState, row: int = 0) -> list[float]:
+    """What the slots of a row hold, without the scratch slot; -9 where nothing is."""
+    held: list[float] = state.k[row, 0, : layout.size, 0].nan_to_num(-9).tolist()
+    return held
 
 
 def layer_context(

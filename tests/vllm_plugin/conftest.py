@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from byte_tokenizer import make_byte_tokenizer
 from tiny_models import tiny_hf_model
 
 # vLLM reads these when it is imported.
@@ -45,18 +46,9 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory, reference: Any) -> Path:
 
 def save_tokenizer(folder: Path) -> None:
     """One token per byte, and <eos>."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
     template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
-    make: Any = PreTrainedTokenizerFast  # its constructor has no types
-    make(
-        tokenizer_object=backend, eos_token="<eos>", pad_token="<eos>", chat_template=template
-    ).save_pretrained(folder)
+    tokenizer = make_byte_tokenizer(template, eos_token="<eos>", pad_token="<eos>")
+    tokenizer.save_pretrained(folder)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ _DTYPES = {
     "f8e4m3": torch.float8_e4m3fn,
     "f8e5m2": torch.float8_e5m2,
 }
-# The largest magnitude of float8 e4m3 on a Neuron device, whose format has infinities.
+# Neuron's e4m3 has infinities and so ends earlier than the format of the same name elsewhere.
 _NEURON_E4M3_MAX = 240.0
 
 
@@ -67,13 +67,14 @@ def weight_quantization(config: NeuronConfig) -> WeightQuantization | None:
     return WeightQuantization(
         dtype,
         config.quantization_type == PER_CHANNEL,
-        _largest(dtype, config.is_for_neuron),
+        largest_stored(dtype, config.is_for_neuron),
         config.compute_dtype,
         tuple(skipped or ()),
     )
 
 
-def _largest(dtype: torch.dtype, is_for_neuron: bool) -> float:
+def largest_stored(dtype: torch.dtype, is_for_neuron: bool) -> float:
+    """The largest magnitude that weights, keys and values of 8 bits may have."""
     if dtype is torch.int8:
         return 127.0  # as far down as up
     if dtype is torch.float8_e4m3fn and is_for_neuron:

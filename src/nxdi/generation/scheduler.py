@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from nxdi.generation.blocks import BlockManager
 from nxdi.generation.requests import Request
-from nxdi.types import Phase
+from nxdi.generation.work import Work
 
 
 @dataclass(frozen=True)
@@ -31,32 +31,6 @@ class StepLimits:
     max_prompt: int
     max_chunk: int
     whole_from: int | None = None
-
-
-@dataclass(frozen=True)
-class Work:
-    """The tokens of a request from `start` to `stop`, to be computed in one step."""
-
-    request: Request
-    start: int
-    stop: int
-
-    @property
-    def num_tokens(self) -> int:
-        return self.stop - self.start
-
-    @property
-    def tokens(self) -> list[int]:
-        return self.request.tokens[self.start : self.stop]
-
-    @property
-    def phase(self) -> Phase:
-        return Phase.of(self.start, self.num_tokens)
-
-    @property
-    def brings_token(self) -> bool:
-        """Whether the logits after it are those of a new token."""
-        return self.stop == len(self.request.tokens)
 
 
 class Scheduler:
@@ -78,7 +52,7 @@ class Scheduler:
         else:
             self.waiting.remove(request)
 
-    def plan(self) -> list[Work]:
+    def plan(self) -> list[Work[Request]]:
         """The work of the next step.
 
         Every running request whose prompt is computed gets its next token; what is left of the
@@ -156,7 +130,7 @@ class Scheduler:
         most = self.blocks.num_needed(request.max_len - 1)
         return most > len(self.blocks.table(request.id))
 
-    def _chunk(self, request: Request, budget: int) -> Work:
+    def _chunk(self, request: Request, budget: int) -> Work[Request]:
         """The next part of a prompt, within the budget where it can be cut."""
         limits, num_pending = self.limits, request.num_pending
         if request.num_computed:
@@ -168,5 +142,5 @@ class Scheduler:
         return _next(request, min(num_pending, limits.max_prompt, limits.max_chunk, budget))
 
 
-def _next(request: Request, num_tokens: int) -> Work:
+def _next(request: Request, num_tokens: int) -> Work[Request]:
     return Work(request, request.num_computed, request.num_computed + num_tokens)

@@ -13,17 +13,17 @@ from nxdi.config import NeuronConfig
 from nxdi.generation.ahead import Ahead, Pending
 from nxdi.generation.requests import Request
 from nxdi.generation.rows import Row, row_inputs
-from nxdi.generation.scheduler import Scheduler, Work
+from nxdi.generation.scheduler import Scheduler
 from nxdi.generation.token_choice import TokenChoice, logprobs_of
+from nxdi.generation.work import Work, batches
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
-from nxdi.types import Phase
 
 
 @dataclass(frozen=True)
 class Call:
     """Rows of one phase, and what the model is called with."""
 
-    works: Sequence[Work]
+    works: Sequence[Work[Request]]
     inputs: dict[str, Any]
 
 
@@ -31,7 +31,7 @@ class Call:
 class Computed:
     """What a call has computed of one request: its work is done, and may have brought a token."""
 
-    work: Work
+    work: Work[Request]
     token: int | None
     logits: Tensor | None  # [1, vocab_size] of its last token
 
@@ -60,14 +60,8 @@ class Engine:
 
     def plan(self) -> list[Call]:
         """The calls of the next step."""
-        works, calls = self.scheduler.plan(), []
-        for phase in (Phase.DECODE, Phase.EXTEND, Phase.PREFILL):
-            rows = [work for work in works if work.phase == phase]
-            while rows:
-                most = self.model.plan.max_batch(phase)
-                calls.append(Call(rows[:most], self._inputs(rows[:most])))
-                del rows[:most]
-        return calls
+        works = self.scheduler.plan()
+        return [Call(rows, self._inputs(rows)) for rows in batches(works, self.model.plan)]
 
     def run(self, call: Call) -> list[Computed]:
         """Call the model. Nothing that others see changes, in whatever thread it runs."""
@@ -90,7 +84,7 @@ class Engine:
         if computed.token is not None:
             request.take(computed.token)
 
-    def _inputs(self, works: Sequence[Work]) -> dict[str, Any]:
+    def _inputs(self, works: Sequence[Work[Request]]) -> dict[str, Any]:
         table = self.scheduler.blocks.table
         rows = [Row(work.tokens, work.start, table(work.request.id)) for work in works]
         return {

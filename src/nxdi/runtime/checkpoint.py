@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import pickle
+import stat
 import struct
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -80,10 +80,12 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
 def write_safetensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors to one file; tensors that share memory are written separately.
 
-    It may be read by whom the process's umask lets; safetensors alone would keep it to its owner.
+    It has the mode of any new file; safetensors alone would keep it to its owner.
     """
     from safetensors.torch import save_file
 
+    file.touch()
+    mode = stat.S_IMODE(file.stat().st_mode)
     save_file(
         {
             name: tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -91,9 +93,7 @@ def write_safetensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
         },
         file,
     )
-    mask = os.umask(0)
-    os.umask(mask)
-    file.chmod(0o666 & ~mask)
+    file.chmod(mode)
 
 
 def _check_header(file: Path) -> None:

@@ -11,7 +11,7 @@ from fake_model import FakeModel, batcher, some_prompts
 from nxdi.config import OnDeviceSamplingConfig
 from nxdi.errors import ConfigError
 from nxdi.generation import ContinuousBatcher, RequestOptions
-from nxdi.generation.scheduler import Work
+from nxdi.generation.work import Work
 from nxdi.types import Phase
 
 pytestmark = pytest.mark.usefixtures("either_steps")

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from nxdi.generation.blocks import BlockManager
 from nxdi.generation.requests import Request, RequestOptions
-from nxdi.generation.scheduler import Scheduler, StepLimits, Work
+from nxdi.generation.scheduler import Scheduler, StepLimits
+from nxdi.generation.work import Work
 from nxdi.types import Phase
 
 SIZE = 4

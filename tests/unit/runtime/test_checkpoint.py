@@ -193,3 +193,9 @@ def test_safetensors_are_mapped_not_read(tmp_path: Path) -> None:
 def test_listed() -> None:
     assert listed(["b", "a"]) == "a, b"
     assert listed("abc", most=2) == "a, b and 1 more"
+
+
+def test_a_written_file_has_the_mode_of_any_new_file(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "weights.safetensors", {"a": torch.zeros(2)})
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "weights.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode

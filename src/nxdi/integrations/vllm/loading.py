@@ -12,7 +12,7 @@ from nxdi import env
 from nxdi.errors import ArtifactError
 from nxdi.integrations.vllm.layout import is_paged, num_cache_blocks
 from nxdi.integrations.vllm.options import asked_options, neuron_options
-from nxdi.models.auto import AutoModelForCausalLM, default_artifact_dir
+from nxdi.models.auto import AutoModelForCausalLM, default_artifact_dir, new_model
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.runtime.store import MANIFEST
 
@@ -38,7 +38,8 @@ def load_model(config: VllmConfig) -> NeuronBaseForCausalLM:
     path = env.neuron_artifacts()
     if path is not None and (path / MANIFEST).is_file():
         return _load_made_for(path, model_cls, folder, asked)
-    model = _new(model_cls, folder, neuron_options(asked))
+    neuron = model_cls.get_config_cls().get_neuron_config_cls()(**neuron_options(asked))
+    model = new_model(model_cls, folder, neuron)
     if path is None:
         path = _own_folder(model)
     model.compile_if(lambda: not (path / MANIFEST).is_file(), path)
@@ -71,18 +72,9 @@ def _load_made_for(
             f"NEURON_COMPILED_ARTIFACTS={path} was compiled for something else: "
             f"{'; '.join(differences)}. Change the options, or name another folder"
         )
-    config_cls = model_cls.get_config_cls()
-    model = model_cls(folder, config_cls.from_pretrained(folder, neuron))
+    model = new_model(model_cls, folder, neuron)
     model.load(path)
     return model
-
-
-def _new(
-    model_cls: type[NeuronBaseForCausalLM], folder: Path, options: dict[str, Any]
-) -> NeuronBaseForCausalLM:
-    config_cls = model_cls.get_config_cls()
-    neuron = config_cls.get_neuron_config_cls()(**options)
-    return model_cls(folder, config_cls.from_pretrained(folder, neuron))
 
 
 def _own_folder(model: NeuronBaseForCausalLM) -> Path:

@@ -5,7 +5,6 @@ vLLM imports this module while it imports its own, so what needs the rest of vLL
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from vllm.platforms.interface import Platform, PlatformEnum
 from nxdi.errors import UnsupportedError
 from nxdi.integrations.vllm.layout import lay_out_cache
 from nxdi.integrations.vllm.options import KV_CACHE_DTYPES
+from nxdi.tools.machine import memory_bytes
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -47,7 +47,7 @@ class NxdiPlatform(Platform):
 
     @classmethod
     def get_device_total_memory(cls, device_id: int = 0) -> int:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return memory_bytes() or 0
 
     @classmethod
     def is_pin_memory_available(cls) -> bool:

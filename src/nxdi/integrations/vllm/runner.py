@@ -19,11 +19,11 @@ from vllm.v1.outputs import (
 from nxdi import env
 from nxdi.generation.rows import Row, row_inputs
 from nxdi.generation.token_choice import sample_row
+from nxdi.generation.work import Work, batches
 from nxdi.integrations.vllm.requests import RunningRequest
 from nxdi.integrations.vllm.sampling import HostSampler
 from nxdi.integrations.vllm.tables import make_tables
 from nxdi.models.causal_lm import CausalLMOutput, NeuronBaseForCausalLM
-from nxdi.types import Phase
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -54,10 +54,6 @@ class ModelRunner:
         self._seeds = torch.Generator().manual_seed(config.model_config.seed)
         self._results: list[_Result] = []
 
-    @property
-    def num_requests(self) -> int:
-        return len(self._requests)
-
     def execute(self, step: SchedulerOutput) -> ModelRunnerOutput | None:
         """Compute a step. Returns: None if `sample` is to follow."""
         self._update(step)
@@ -65,7 +61,7 @@ class ModelRunner:
             return EMPTY_MODEL_RUNNER_OUTPUT
         starts = self._starts(step)
         works = [
-            (self._requests[name], starts[name], starts[name] + num_tokens)
+            Work(self._requests[name], starts[name], starts[name] + num_tokens)
             for name, num_tokens in step.num_scheduled_tokens.items()
         ]
         self._results = self._compute(works)
@@ -122,32 +118,23 @@ class ModelRunner:
 
     # Computing.
 
-    def _compute(self, works: Sequence[tuple[RunningRequest, int, int]]) -> list[_Result]:
+    def _compute(self, works: Sequence[Work[RunningRequest]]) -> list[_Result]:
         """The results of the works, in their order."""
-        results = [_Result(request) for request, _, _ in works]
-        by_phase: dict[Phase, list[int]] = {}
-        for i, (request, start, stop) in enumerate(works):
-            if _scores_prompt(request, start):
-                results[i] = self._score(request, start, stop)
-            else:
-                by_phase.setdefault(Phase.of(start, stop - start), []).append(i)
-        for phase, chosen in by_phase.items():
-            most = self.model.plan.max_batch(phase)
-            for first in range(0, len(chosen), most):
-                part = chosen[first : first + most]
-                for i, result in zip(part, self._run([works[i] for i in part]), strict=True):
-                    results[i] = result
-        return results
+        found = [self._score(work) for work in works if _scores_prompt(work)]
+        others = [work for work in works if not _scores_prompt(work)]
+        for rows in batches(others, self.model.plan):
+            found += self._run(rows)
+        by_name = {result.request.id: result for result in found}
+        return [by_name[work.request.id] for work in works]
 
-    def _run(self, works: Sequence[tuple[RunningRequest, int, int]]) -> list[_Result]:
+    def _run(self, works: Sequence[Work[RunningRequest]]) -> list[_Result]:
         """Rows of one phase, in one call."""
-        rows = [
-            Row(request.tokens[start:stop], start, request.table) for request, start, stop in works
-        ]
-        output = self._call(rows, [request for request, _, _ in works])
+        rows = [Row(work.tokens, work.start, work.request.table) for work in works]
+        output = self._call(rows, [work.request for work in works])
         results = []
-        for i, (request, _, stop) in enumerate(works):
-            if stop < len(request.tokens):
+        for i, work in enumerate(works):
+            request = work.request
+            if not work.brings_token:
                 results.append(_Result(request))
             elif request.on_host:
                 assert output.logits is not None
@@ -156,12 +143,13 @@ class ModelRunner:
                 results.append(_Result(request, token=_token(request, output, i)))
         return results
 
-    def _score(self, request: RunningRequest, start: int, stop: int) -> _Result:
+    def _score(self, work: Work[RunningRequest]) -> _Result:
         """A prompt whose tokens are scored: one at a time, since graphs return the last logits."""
+        request = work.request
         num_top = request.params.prompt_logprobs
         assert num_top is not None
         result = _Result(request)
-        for place in range(start, stop):
+        for place in range(work.start, work.stop):
             rows = [Row([request.tokens[place]], place, request.table)]
             output = self._call(rows, [request])
             assert output.logits is not None
@@ -218,9 +206,10 @@ def _token(request: RunningRequest, output: CausalLMOutput, row: int) -> int:
     return sample_row(output.logits[row], request.device_params, request.seed, place)
 
 
-def _scores_prompt(request: RunningRequest, start: int) -> bool:
+def _scores_prompt(work: Work[RunningRequest]) -> bool:
+    request = work.request
     is_asked = request.params.prompt_logprobs is not None
-    return is_asked and not request.is_scored and start < request.prompt_len
+    return is_asked and not request.is_scored and work.start < request.prompt_len
 
 
 def _spread(values: np.ndarray[Any, Any], rows: Sequence[int], num_rows: int) -> Any:

@@ -6,11 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from nxdi.config import KVQuantizationConfig, NeuronConfig
+from nxdi.config.quantization import largest_stored
 from nxdi.modules.kvcache.spec import Attended
 from nxdi.parallel_layers.sharding import HeadLayout, HeadShard, set_shard
-
-# Neuron's e4m3 has infinities and so ends earlier than the format of the same name elsewhere.
-_NEURON_E4M3_MAX = 240.0
 
 
 class PlainKV(nn.Module):
@@ -34,8 +32,7 @@ class Float8KV(nn.Module):
     ) -> None:
         super().__init__()
         self.dtype, self.compute_dtype = config.quant_dtype, neuron.compute_dtype
-        is_neuron_e4m3 = self.dtype == torch.float8_e4m3fn and neuron.is_for_neuron
-        self.limit = _NEURON_E4M3_MAX if is_neuron_e4m3 else torch.finfo(self.dtype).max
+        self.limit = largest_stored(self.dtype, neuron.is_for_neuron)
         methods = (config.k_quant_method, config.v_quant_method)
         self.k_scales, self.v_scales = (
             None if config.direct_cast else _scales(method, layout, head_dim) for method in methods

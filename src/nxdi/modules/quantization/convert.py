@@ -55,8 +55,10 @@ def quantize_state(
         weight = state.get(f"{name}.weight")
         if weight is None or weight.dtype is scheme.dtype:
             continue  # what is absent, be it a scale, is reported with all else
-        pair = made.setdefault(weight.data_ptr(), quantize(weight, scheme))
-        state[f"{name}.weight"], state[f"{name}.scale"] = pair
+        address = weight.data_ptr()
+        if address not in made:
+            made[address] = quantize(weight, scheme)
+        state[f"{name}.weight"], state[f"{name}.scale"] = made[address]
     return state
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nxdi.config import serialize
 from nxdi.errors import ConfigError
-from nxdi.models.auto import AutoModelForCausalLM
+from nxdi.models.auto import AutoModelForCausalLM, new_model
 from nxdi.modules.quantization import dequantize
 from nxdi.runtime.files import atomic_directory
 from nxdi.runtime.progress import Progress
@@ -60,13 +60,12 @@ def quantize_folder(
     if target.exists() and any(target.iterdir()):
         raise ConfigError(f"{target} is not empty; choose another folder, or empty this one")
     model_cls = AutoModelForCausalLM.class_for(source, architecture)
-    config_cls = model_cls.get_config_cls()
+    options_cls = model_cls.get_config_cls().get_neuron_config_cls()
 
     def weights(asked: Mapping[str, Any]) -> dict[str, Tensor]:
         common = {"torch_dtype": "float32", "backend": "cpu"}
-        neuron = config_cls.get_neuron_config_cls()(**common, **asked)
-        app = model_cls(source, config_cls.from_pretrained(source, neuron))
-        return app._checked_weights()[1]
+        neuron = options_cls(**common, **asked)
+        return new_model(model_cls, source, neuron)._checked_weights()[1]
 
     before, after = weights({}), weights({"quantized": True, **options})
     report = _compare(before, after, progress)

@@ -1,30 +1,20 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
-import torch
 
 from nxdi.modules.kvcache import ChunkedCache
-from nxdi.modules.kvcache.spec import Attended, CacheState, StepPositions
+from nxdi.modules.kvcache.spec import CacheState
 from nxdi.types import Phase
-from tiny_modules import empty_cache
+from tiny_modules import append_positions, empty_cache, held_positions
 
 CHUNK = 4
 LAYOUT = ChunkedCache(num_kv_heads=1, size=CHUNK, head_dim=2)
 
 
-def append(
-    state: CacheState, phase: Phase, positions: list[list[int]], num_slots: int = 16
-) -> tuple[CacheState, Attended]:
-    """Keys and values are the positions themselves, so that slots say what they hold."""
-    where = torch.tensor(positions, dtype=torch.int32)
-    k = where.float()[:, None, :, None].expand(-1, 1, -1, 2)
-    rows = torch.arange(len(positions), dtype=torch.int32)
-    return LAYOUT.append(state, k, -k, StepPositions(phase, where, rows, num_slots))
-
-
-def slots(state: CacheState, row: int = 0) -> list[float]:
-    """What the slots of a row hold, without the scratch slot; -9 where nothing is."""
-    return state.k[row, 0, :CHUNK, 0].nan_to_num(-9).tolist()
+append = partial(append_positions, LAYOUT)
+slots = partial(held_positions, LAYOUT)
 
 
 def prefilled(length: int) -> CacheState:
