@@ -109,6 +109,21 @@ def test_prefixes_are_found(make_llm: Any, prompts: list[list[int]]) -> None:
     ]
 
 
+@pytest.mark.parametrize("ctx_batch_size", [1, 4])
+def test_a_prefix_is_found_in_the_step_that_computes_it(
+    make_llm: Any, reference: Any, prompts: list[list[int]], ctx_batch_size: int
+) -> None:
+    """Of three requests of one step, each goes on where the one before it ends."""
+    llm = make_llm(
+        block_size=8, enable_prefix_caching=True, neuron={"ctx_batch_size": ctx_batch_size}
+    )
+    longest = [*prompts[1], *prompts[3]][:80]
+    run(llm, [longest[:24]], params())
+    nested = [longest[:48], longest[:64], longest]
+    found = tokens_of(run(llm, nested, params()))
+    assert found == [continue_greedily(reference, prompt, 16) for prompt in nested]
+
+
 def test_requests_of_one_batch_have_their_own_sampling(
     make_llm: Any, prompts: list[list[int]], greedy: list[list[int]]
 ) -> None:

@@ -22,7 +22,7 @@ from nxdi.generation.token_choice import sample_row
 from nxdi.generation.work import Work, batches
 from nxdi.integrations.vllm.requests import RunningRequest
 from nxdi.integrations.vllm.sampling import HostSampler
-from nxdi.integrations.vllm.tables import make_tables
+from nxdi.integrations.vllm.tables import independent, make_tables
 from nxdi.models.causal_lm import CausalLMOutput, NeuronBaseForCausalLM
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class ModelRunner:
         self._host = HostSampler(config, model.config.vocab_size)
         neuron = model.neuron_config
         self._tables = make_tables(neuron)
+        self._block_size: int = config.cache_config.block_size
         self._always_on_host = not env.samples_on_device() or bool(
             config.model_config.logits_processors
         )
@@ -120,10 +121,12 @@ class ModelRunner:
 
     def _compute(self, works: Sequence[Work[RunningRequest]]) -> list[_Result]:
         """The results of the works, in their order."""
-        found = [self._score(work) for work in works if _scores_prompt(work)]
-        others = [work for work in works if not _scores_prompt(work)]
-        for rows in batches(others, self.model.plan):
-            found += self._run(rows)
+        found: list[_Result] = []
+        for part in independent(works, self._block_size):
+            found += [self._score(work) for work in part if _scores_prompt(work)]
+            others = [work for work in part if not _scores_prompt(work)]
+            for rows in batches(others, self.model.plan):
+                found += self._run(rows)
         by_name = {result.request.id: result for result in found}
         return [by_name[work.request.id] for work in works]
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import heapq
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from nxdi.config import NeuronConfig
+from nxdi.generation.work import Work
 from nxdi.integrations.vllm.layout import FIRST_BLOCK
+
+if TYPE_CHECKING:
+    from nxdi.integrations.vllm.requests import RunningRequest
 
 
 class Tables(Protocol):
@@ -53,3 +58,23 @@ class RowTables:
 def make_tables(config: NeuronConfig) -> Tables:
     """As the cache is laid out."""
     return BlockTables() if config.is_block_kv_layout else RowTables(config.max_batch_size)
+
+
+def independent(
+    works: Sequence[Work[RunningRequest]], block_size: int
+) -> Iterator[list[Work[RunningRequest]]]:
+    """The works of a step in order, in parts: none reads a block that another of its part writes.
+
+    vLLM lets a request find the prefix that another one computes in the same step, as its own
+    kernels write all rows before they read any.
+    """
+    part: list[Work[RunningRequest]] = []
+    written: set[int] = set()
+    for work in works:
+        table, first = work.request.table, work.start // block_size
+        if not written.isdisjoint(table[:first]):
+            yield part
+            part, written = [], set()
+        part.append(work)
+        written.update(table[first : (work.stop - 1) // block_size + 1])
+    yield part

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from nxdi.config import NeuronConfig
-from nxdi.integrations.vllm.tables import make_tables
+from nxdi.generation.work import Work
+from nxdi.integrations.vllm.tables import independent, make_tables
+
+
+@dataclass
+class Request:
+    """What ordering looks at of a request."""
+
+    table: list[int]
+    tokens: list[int]
 
 
 def test_blocks_are_vllms_from_zero_on() -> None:
@@ -30,3 +41,15 @@ def test_rows_are_the_lowest_that_are_free() -> None:
     assert third == [0]
     tables.add(first, [3])
     assert first == [2]
+
+
+def test_works_that_read_what_another_writes_come_after_it() -> None:
+    writer, reader, other = (Request(table, []) for table in ([0, 1], [0, 1, 2], [5]))
+    works = [Work(writer, 8, 16), Work(other, 0, 3), Work(reader, 16, 20)]
+    assert list(independent(works, 8)) == [works[:2], works[2:]]
+    assert list(independent(works[1:], 8)) == [works[1:]]
+
+
+def test_a_block_begun_before_is_its_requests_own() -> None:
+    works = [Work(Request([0, 1], []), 9, 10), Work(Request([0, 2], []), 8, 12)]
+    assert list(independent(works, 8)) == [works]
