@@ -96,7 +96,7 @@ _GRAMMARS = ["", "root ::= root", "root ::= ", 'root ::= "a" root | "b" root', "
 
 
 def requests() -> Iterator[Request]:
-    """All of them, more than 150."""
+    """More than 150 that are wrong, or ask for something absurd."""
     completions = "/v1/completions"
     base = {"model": NAME, "prompt": "Hello", "max_tokens": 8}
     for name, values in _WRONG.items():
@@ -105,14 +105,19 @@ def requests() -> Iterator[Request]:
     yield from _structured(base, completions)
     yield from _raw(completions)
     yield from _chats()
-    yield Request("n=100", completions, {**base, "n": 100, "temperature": 1.0})
     yield Request("stops", completions, {**base, "stop": [f"s{i}" for i in range(5000)]})
     yield Request(
         "biases", completions, {**base, "logit_bias": dict.fromkeys(map(str, range(200)), 1)}
     )
     yield Request("words", completions, {**base, "bad_words": ["x" * 50] * 500})
-    yield Request("prompts", completions, {**base, "prompt": ["Hi"] * 64})
     yield Request("all scores", completions, {**base, "prompt_logprobs": 1, "logprobs": 1})
+
+
+def large() -> Iterator[Request]:
+    """Requests that are in order, each with the work of a crowd."""
+    base = {"model": NAME, "max_tokens": 8, "temperature": 1.0}
+    yield Request("n=100", "/v1/completions", {**base, "prompt": "Hello", "n": 100})
+    yield Request("prompts", "/v1/completions", {**base, "prompt": ["Hi"] * 64})
 
 
 def _structured(base: dict[str, Any], path: str) -> Iterator[Request]:

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from vllm_plugin.hostile import Request, requests
+from vllm_plugin.hostile import Request, large, requests
 from vllm_plugin.serving import NAME, ONE_THREAD, Server, serve
 
 SECONDS = 120
@@ -153,7 +153,7 @@ def is_refused_or_bounded(answer: httpx.Response) -> bool:
 def test_hostile_requests(server: Server) -> None:
     """One after the other, while a neighbour asks the same again and again."""
     neighbour = {"model": NAME, "prompt": "Hello", "max_tokens": 8, "temperature": 0}
-    all_requests = list(requests())
+    all_requests = [*requests(), *large()]
     assert len(all_requests) >= 150
 
     failed: list[str] = []

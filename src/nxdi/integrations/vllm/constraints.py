@@ -8,7 +8,6 @@ thousand tokens of an answer either.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -21,9 +20,9 @@ MAX_COUNT = 4_096  # items, characters or properties that a schema may ask for
 MAX_REPEATS = 100_000  # all bounds of repetition in a pattern, multiplied
 
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
-_REPEAT = re.compile(r"\{(\d*),?(\d*)\}")
-_EMPTY_RULE = re.compile(r"([\w-]+)\s*::=\s*(?:\Z|[\w-]+\s*::=)")
-_SELF_DEFINED = re.compile(r"^\s*([\w-]+)\s*::=\s*\1\s*$", re.MULTILINE)
+# A search must take time in proportion to the text, which is as long as somebody likes.
+_REPEAT = re.compile(r"\{(\d*)(?:,(\d*))?\}")
+_NAME = re.compile(r"[\w-]+")
 
 
 def check_constraints(structured: Any) -> None:
@@ -99,15 +98,25 @@ def _check_regex(pattern: str) -> None:
     _check_length("regex", pattern)
     if (len(pattern) - len(pattern.rstrip("\\"))) % 2:
         raise VLLMValidationError("structured_outputs.regex ends within an escape")
-    bounds = (max(int(bound or 1) for bound in repeat) for repeat in _REPEAT.findall(pattern))
-    _check_number("regex", math.prod(max(bound, 1) for bound in bounds), MAX_REPEATS)
+    repeats = (max(map(_bound, repeat)) for repeat in _REPEAT.findall(pattern))
+    product = 1
+    for repeat in repeats:  # no further than needed: the product may have any number of digits
+        product *= repeat
+        _check_number("regex", product, MAX_REPEATS)
+
+
+def _bound(digits: str) -> int:
+    return max(1, int(digits[:20] or 1))
 
 
 def _check_grammar(grammar: str) -> None:
     _check_length("grammar", grammar)
-    for wrong in (_SELF_DEFINED, _EMPTY_RULE):
-        if rule := wrong.search(grammar):
-            raise VLLMValidationError(f"rule {rule.group(1)!r} of the grammar allows nothing")
+    parts = [part.split() for part in grammar.split("::=")]  # each but the last ends in a name
+    bodies = [*(part[:-1] for part in parts[1:-1]), parts[-1]]
+    for part, body in zip(parts[:-1], bodies, strict=False):
+        name = part[-1] if part else ""
+        if _NAME.fullmatch(name) and body in ([], [name]):
+            raise VLLMValidationError(f"rule {name!r} of the grammar allows nothing")
 
 
 def _check_length(name: str, text: str) -> None:
