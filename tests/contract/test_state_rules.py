@@ -228,6 +228,16 @@ def test_collectives_of_sequence_parallelism(phase: Phase, folders: dict[str, Pa
     assert collectives(program) == (prefill if phase is Phase.PREFILL else decode)
 
 
+def test_collectives_of_tokens_sent_to_their_experts(folders: dict[str, Path]) -> None:
+    """Per layer they are sent there and back, and no rank sees them all but for attention."""
+    options = {"moe_ep_degree": 2, "ep_dispatch_cc_option": "A2A"}
+    program = export(
+        folders["mixtral"], Phase.PREFILL, tp_degree=2, sequence_parallel_enabled=True, **options
+    )
+    expected = Counter(all_gather=LAYERS + 2, reduce_scatter=LAYERS, all_to_all=2 * LAYERS + 1)
+    assert collectives(program) == expected
+
+
 def test_collectives_of_a_vocabulary_over_ranks(folders: dict[str, Path]) -> None:
     """The rank comes as a weight, and the embedding is summed."""
     programs = [

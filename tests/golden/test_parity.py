@@ -60,6 +60,14 @@ SPREAD: dict[str, tuple[int, dict[str, Any]]] = {
     ),
     "scatter-gather": (2, {"moe_ep_degree": 2, "ep_dispatch_cc_option": "RS_AG"}),
     "sequences": (2, {**BLOCKS, "moe_ep_degree": 2, "sequence_parallel_enabled": True}),
+    "exchanged": (
+        2,
+        {
+            "moe_ep_degree": 2,
+            "sequence_parallel_enabled": True,
+            "ep_dispatch_cc_option": "A2A",
+        },
+    ),
     "room-for-all": (2, {"moe_ep_degree": 2, "capacity_factor": 100.0}),
 }
 

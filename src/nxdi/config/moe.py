@@ -178,10 +178,23 @@ def _validate(config: MoENeuronConfig) -> None:
             "above 0, or leave it out to drop none"
         )
     _check_degrees(config, "moe_tp_degree", "moe_ep_degree", config)
+    if config.ep_dispatch_cc_option == "A2A":
+        _check_exchange(config)
     hybrid = config.hybrid_sharding_config
     if hybrid is not None:
         _check_degrees(hybrid, "moe_cte_tp_degree", "moe_cte_ep_degree", config)
         _check_degrees(hybrid, "moe_tkg_tp_degree", "moe_tkg_ep_degree", config)
+
+
+def _check_exchange(config: MoENeuronConfig) -> None:
+    """Tokens are sent from rank to rank if a rank has tokens of its own, and whole experts."""
+    tp_degree, _ = config.moe_degrees(Phase.PREFILL)
+    if not config.sequence_parallel_enabled or tp_degree > 1:
+        raise ConfigError(
+            "ep_dispatch_cc_option='A2A' sends pieces of the sequence to whole experts; set "
+            f"sequence_parallel_enabled=True (is {config.sequence_parallel_enabled}) and the "
+            f"experts' tensor-parallel degree in prefill to 1 (is {tp_degree})"
+        )
 
 
 def _check_degrees(owner: KeywordConfig, tp: str, ep: str, config: MoENeuronConfig) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nxdi.config.neuron import NeuronConfig
 
 BACKENDS = ("auto", "cpu", "eager", "neuron", "neuron-dynamo")
-DISPATCH_OPTIONS = ("AR_AG", "RS_AG", "AG_AR")
+DISPATCH_OPTIONS = ("AR_AG", "RS_AG", "AG_AR", "A2A")
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _AT_LEAST_ONE = (

@@ -77,7 +77,19 @@ def test_an_attribute_that_ports_set_is_kept() -> None:
         ({"capacity_factor": -1.0}, "capacity_factor=-1.0 leaves no expert a token"),
         ({"capacity_factor": float("nan")}, "capacity_factor=nan leaves"),
         ({"glu_type": "geglu"}, "glu_type='geglu' is not one of glu, swiglu"),
-        ({"ep_dispatch_cc_option": "AG"}, "'AG' is not one of 'AR_AG', 'RS_AG', 'AG_AR'"),
+        ({"ep_dispatch_cc_option": "AG"}, "'AG' is not one of 'AR_AG', 'RS_AG', 'AG_AR', 'A2A'"),
+        (
+            {"tp_degree": 2, "moe_ep_degree": 2, "ep_dispatch_cc_option": "A2A"},
+            r"set sequence_parallel_enabled=True \(is False\)",
+        ),
+        (
+            {
+                "tp_degree": 2,
+                "sequence_parallel_enabled": True,
+                "ep_dispatch_cc_option": "A2A",
+            },
+            r"degree in prefill to 1 \(is 2\)",
+        ),
         ({"blockwise_matmul_config": {"block_size": 0}}, "block_size=0 must be at least 1"),
         ({"blockwise_matmul_config": 512}, "must be a BlockwiseMatmulConfig or a dictionary"),
         ({"router_config": {"act_fn": "relu"}}, "act_fn='relu' is not one of softmax, sigmoid"),

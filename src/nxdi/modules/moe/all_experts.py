@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nxdi.modules.moe.experts import Experts
+from nxdi.modules.moe.experts import ExpertGroups, Experts
 from nxdi.modules.moe.modulation import Late
 from nxdi.modules.moe.router import Routing
 
@@ -27,7 +27,7 @@ class AllExperts:
         return self.modulation.after(y, weight, chosen).sum(dim=0)
 
 
-def find_hits(experts: Experts, routing: Routing) -> Tensor:
+def find_hits(experts: ExpertGroups, routing: Routing) -> Tensor:
     """Which choice of each token is which expert of this rank, bool [T, top_k, num_local]."""
     numbers = torch.arange(experts.num_local, dtype=torch.int32, device=routing.experts.device)
     return experts.local(routing.experts).unsqueeze(-1) == numbers

@@ -8,11 +8,17 @@ from torch import Tensor, nn
 
 from nxdi.config import InferenceConfig, MoENeuronConfig
 from nxdi.errors import ConfigError
-from nxdi.modules.context import running_context
 from nxdi.modules.moe.blockwise import Blockwise
 from nxdi.modules.moe.capacity import CapacityFactor
 from nxdi.modules.moe.checkpoint import rename_from_nxdi
-from nxdi.modules.moe.combine import make_combine
+from nxdi.modules.moe.combine import Whole, make_combine
+from nxdi.modules.moe.exchange import (
+    Exchange,
+    OwnPositions,
+    SharedAcrossPieces,
+    exchanges_tokens,
+    places_per_expert,
+)
 from nxdi.modules.moe.experts import Experts
 from nxdi.modules.moe.modulation import Early, Late
 from nxdi.modules.moe.router import Router, Routing
@@ -37,7 +43,8 @@ class MoE(nn.Module):
     def __init__(self, spec: MoESpec, neuron: MoENeuronConfig) -> None:
         super().__init__()
         dtype = neuron.torch_dtype
-        self.gather = SequenceGather(neuron.sequence_parallel_enabled)
+        exchanges = exchanges_tokens(neuron)
+        self.gather = SequenceGather(neuron.sequence_parallel_enabled and not exchanges)
         self.router = Router(spec, dtype)
         layouts = [
             ExpertLayout(spec.num_experts, *neuron.moe_degrees(phase))
@@ -47,9 +54,12 @@ class MoE(nn.Module):
         self.decode_experts = None if layouts[0] == layouts[1] else Experts(spec, layouts[1], dtype)
         self.uses_decode_experts = not neuron.is_prefill_stage and layouts[0] != layouts[1]
         self.dispatch = choose_dispatch(spec, neuron)
-        self.leaves_out_padding = isinstance(self.dispatch, CapacityFactor)
-        self.shared_experts = SharedExperts(spec, dtype) if spec.shared_size else None
-        self.combine = make_combine(neuron, spec.hidden_size)
+        # Where there is a limit, padding would take the places of other rows' tokens.
+        has_limit = neuron.is_prefill_stage and neuron.capacity_factor is not None
+        self.positions = OwnPositions(exchanges) if has_limit else None
+        shared = SharedAcrossPieces if exchanges else SharedExperts
+        self.shared_experts = shared(spec, dtype) if spec.shared_size else None
+        self.combine = Whole() if exchanges else make_combine(neuron, spec.hidden_size)
 
     def preshard_hook(self, model_state_dict: dict[str, Tensor], prefix: str) -> None:
         """Rename tensors in a full checkpoint; prefix: this module's path plus "weight"."""
@@ -65,9 +75,8 @@ class MoE(nn.Module):
         x = self.gather(x)
         tokens = x.flatten(0, 1)
         routing = self.router(tokens)
-        if self.leaves_out_padding:
-            # It would take the places of other rows' tokens.
-            routing = routing.without(running_context(self).position_ids.flatten() < 0)
+        if self.positions is not None:
+            routing = routing.without(self.positions() < 0)
         y = self.dispatch(self._running_experts(), tokens, routing)
         if self.shared_experts is not None:
             y = y + self.shared_experts(tokens)
@@ -83,6 +92,8 @@ class MoE(nn.Module):
 def choose_dispatch(spec: MoESpec, neuron: MoENeuronConfig) -> Dispatch:
     """How tokens reach experts in the phase that `neuron` is for."""
     modulation = Early() if spec.early_expert_affinity_modulation else Late()
+    if exchanges_tokens(neuron):
+        return Exchange(CapacityFactor(modulation, places_per_expert(spec, neuron)))
     if not neuron.is_prefill_stage:
         return SelectiveLoading(modulation)
     if neuron.capacity_factor is not None:

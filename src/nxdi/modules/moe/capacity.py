@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nxdi.modules.moe.all_experts import find_hits
-from nxdi.modules.moe.experts import Experts
+from nxdi.modules.moe.experts import ExpertGroups
 from nxdi.modules.moe.modulation import Late
 from nxdi.modules.moe.router import Routing
 from nxdi.modules.moe.slots import of_choice, places_in_queue, run_in_slots
@@ -28,7 +28,7 @@ class CapacityFactor:
     modulation: Late
     factor: float
 
-    def __call__(self, experts: Experts, x: Tensor, routing: Routing) -> Tensor:
+    def __call__(self, experts: ExpertGroups, x: Tensor, routing: Routing) -> Tensor:
         num_tokens, top_k = routing.experts.shape
         capacity = choose_capacity(num_tokens, top_k, experts.layout.num_experts, self.factor)
         hits = find_hits(experts, routing)

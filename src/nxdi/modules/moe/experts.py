@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,17 @@ from nxdi.parallel_layers.sharding import (
     Shard,
     set_shard,
 )
+
+
+class ExpertGroups(Protocol):
+    """What fills places with tokens knows of experts. Shapes: as those of `Experts`."""
+
+    layout: ExpertLayout
+    num_local: int
+
+    def local(self, experts: Tensor) -> Tensor: ...
+
+    def __call__(self, x: Tensor, which: Tensor | None = None) -> Tensor: ...
 
 
 class Experts(nn.Module):

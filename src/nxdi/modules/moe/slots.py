@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nxdi.modules.moe.experts import Experts
+from nxdi.modules.moe.experts import ExpertGroups
 from nxdi.modules.moe.modulation import Late
 from nxdi.modules.moe.router import Routing
 
@@ -25,7 +25,7 @@ def of_choice(values: Tensor, hits: Tensor) -> Tensor:
 
 
 def run_in_slots(
-    experts: Experts,
+    experts: ExpertGroups,
     modulation: Late,
     x: Tensor,
     routing: Routing,
