@@ -14,7 +14,12 @@ from vllm_plugin.test_offline import continue_greedily, params, run, tokens_of
 
 NUM_NEW = 16
 OTHERS = [f"{first} {second}" for first, second in zip(PROMPTS[:12], PROMPTS[8:20], strict=True)]
-BLOCKS: dict[str, Any] = {"block_size": 8, "enable_prefix_caching": True}
+# So many that no prefix is given up before the second pass.
+BLOCKS: dict[str, Any] = {
+    "block_size": 8,
+    "enable_prefix_caching": True,
+    "num_gpu_blocks_override": 400,
+}
 CHUNKS: dict[str, Any] = {"enable_chunked_prefill": True, "max_num_batched_tokens": 64}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "rows": {},
