@@ -23,6 +23,7 @@ def make_call(num_queries: int, num_keys: int, **options: Any) -> AttendCall:
         "num_queries": num_queries,
         "num_keys": num_keys,
         "head_dim": HEAD_DIM,
+        "value_dim": HEAD_DIM,
         "dtype": torch.float32,
         "mask": Causal(),
         "scale": 0.4,
@@ -36,7 +37,10 @@ def make_call(num_queries: int, num_keys: int, **options: Any) -> AttendCall:
 def drawn(call: AttendCall) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(call.num_queries + call.num_keys)
     q = torch.randn(BATCH, KV_HEADS, GROUP, call.num_queries, HEAD_DIM, generator=generator)
-    k, v = torch.randn(2, BATCH, KV_HEADS, call.num_keys, HEAD_DIM, generator=generator)
+    k, v = (
+        torch.randn(BATCH, KV_HEADS, call.num_keys, size, generator=generator)
+        for size in (HEAD_DIM, call.value_dim)
+    )
     return 2 * q, 2 * k, v
 
 
@@ -51,7 +55,7 @@ def check(kernel: Callable[..., Tensor], call: AttendCall) -> None:
     allowed = call.mask.allowed(*positions(call))
     sinks = torch.tensor([[0.5, -1, 2], [0, 3, -2]]) if call.has_sinks else None
     got = kernel(q, k, v, allowed, sinks, call)
-    assert got.shape == q.shape
+    assert got.shape == (*q.shape[:-1], call.value_dim)
     flat_sinks = None if sinks is None else sinks.flatten()
     expected = plain_attention(q.flatten(1, 2), k, v, allowed, call.scale, call.softcap, flat_sinks)
     torch.testing.assert_close(

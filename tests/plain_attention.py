@@ -19,11 +19,12 @@ def plain_attention(
 ) -> Tensor:
     """Softmax(scale * q k) v, one number after the other.
 
-    Shapes: q [B, Nq, S, D]; k, v [B, Nkv, L, D]; allowed bool [B, S, L]; sinks [Nq] -> float64 as
-    q. Query head j attends with key head j // (Nq / Nkv). A sink is a logit without a value.
+    Shapes: q [B, Nq, S, D]; k [B, Nkv, L, D]; v [B, Nkv, L, Dv]; allowed bool [B, S, L]; sinks
+    [Nq] -> float64 [B, Nq, S, Dv]. Query head j attends with key head j // (Nq / Nkv). A sink is a
+    logit without a value.
     """
     q, k, v = q.double(), k.double(), v.double()
-    out = torch.zeros_like(q)
+    out = q.new_zeros(*q.shape[:-1], v.shape[-1])
     group = q.shape[1] // k.shape[1]
     for row in range(q.shape[0]):
         for head in range(q.shape[1]):

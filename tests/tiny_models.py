@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import (
     Cohere2Config,
     Cohere2ForCausalLM,
     DbrxConfig,
     DbrxForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
@@ -161,6 +162,24 @@ _GPT_OSS: dict[str, Any] = {
         "rope_theta": 1000.0,
     },
 }
+# One dense layer, then one whose experts are chosen from two of four groups.
+_DEEPSEEK: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 48,
+    "kv_lora_rank": 40,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 20,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+    "n_shared_experts": 2,
+    "moe_intermediate_size": 24,
+    "routed_scaling_factor": 1.5,
+    "rope_theta": 10000.0,
+}
 # Chunks whose edges lie between the bucket edges, and queries that grow every seven tokens.
 _LLAMA4: dict[str, Any] = {
     "head_dim": 16,
@@ -191,6 +210,7 @@ _FAMILIES: dict[str, tuple[type[Any], type[PreTrainedModel], dict[str, Any]]] = 
     "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM, _QWEN3_MOE),
     "olmoe": (OlmoeConfig, OlmoeForCausalLM, _OLMOE),
     "dbrx": (DbrxConfig, DbrxForCausalLM, _DBRX),
+    "deepseek": (DeepseekV3Config, DeepseekV3ForCausalLM, _DEEPSEEK),
     "gpt_oss": (GptOssConfig, GptOssForCausalLM, _GPT_OSS),
 }
 FAMILIES = tuple(_FAMILIES)
@@ -216,10 +236,14 @@ def drawn_wide(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     with torch.no_grad():
         for name, parameter in model.float().eval().named_parameters():
             parameter.copy_(_draw(name, parameter, generator))
+        for name, buffer in model.named_buffers():
+            # Trained, but not by gradients. Below zero, transformers 4 and 5 choose otherwise.
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(_draw(name, buffer, generator).abs())
     return model
 
 
-def _draw(name: str, parameter: nn.Parameter, generator: torch.Generator) -> torch.Tensor:
+def _draw(name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     noise = torch.randn(parameter.shape, generator=generator)
     if name.endswith("bias"):
         return 0.3 * noise

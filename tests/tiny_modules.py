@@ -76,7 +76,7 @@ def filled(make: Callable[[], ModuleT], seed: int = 0) -> ModuleT:
 
 def empty_cache(layout: KVCacheLayout, num_rows: int) -> CacheState:
     """A cache in which nothing has been written yet: NaN, so that reading it is noticed."""
-    return CacheState(*(torch.full(layout.shape(num_rows), torch.nan) for _ in range(2)))
+    return CacheState(*(torch.full(shape, torch.nan) for shape in layout.shapes(num_rows)))
 
 
 def append_positions(

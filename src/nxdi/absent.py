@@ -48,6 +48,7 @@ ABSENT = {
     "models.config.MultimodalVisionNeuronConfig": _VISION,
     "models.config.TensorCaptureConfig": "use capture_tensors of nxdi.tools.accuracy.tensors",
     "models.config.TensorReplacementConfig": "use replace_tensors of nxdi.tools.accuracy.tensors",
+    "models.deepseek.rope_util": "use rope_from_config of nxdi.modules.rope",
     "models.encoder_base": "only decoders are supported",
     "models.image_to_text_model_base": _VISION,
     "models.image_to_text_model_wrapper": _VISION,

@@ -97,6 +97,28 @@ _QWEN3_MOE_PLAIN = {
     "decoder_sparse_step": 2,
     "num_experts_per_tok": 1,
 }
+_DEEPSEEK_YARN = {
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 64.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": 0.8,
+        "mscale_all_dim": 1.2,
+        "original_max_position_embeddings": 32,
+    }
+}
+# As Moonlight has it: queries without a latent, one group.
+_DEEPSEEK_PLAIN = {
+    "q_lora_rank": None,
+    "v_head_dim": 16,
+    "n_group": 1,
+    "topk_group": 1,
+    "norm_topk_prob": False,
+    "rope_interleave": False,
+    "attention_bias": True,
+    "tie_word_embeddings": True,
+}
 _OLMOE_TIED = {"norm_topk_prob": True, "clip_qkv": None, "tie_word_embeddings": True}
 
 FAMILIES = {
@@ -119,6 +141,7 @@ FAMILIES = {
     "qwen3_moe": "Qwen3-MoE",
     "olmoe": "OLMoE",
     "dbrx": "DBRX",
+    "deepseek": "DeepSeek V3, R1, 16-bit weights",
     "gpt_oss": "GPT-OSS, 16-bit weights",
 }
 VARIANTS = (
@@ -252,6 +275,14 @@ VARIANTS = (
     Variant("olmoe", "olmoe", "norms over all heads, bounded values"),
     Variant("olmoe-tied", "olmoe", "tied embeddings", _OLMOE_TIED, seed=1),
     Variant("dbrx", "dbrx", "bounded values, layer norms without bias"),
+    Variant("deepseek", "deepseek", "latent attention, experts in groups"),
+    Variant("deepseek-yarn", "deepseek", "YaRN", _DEEPSEEK_YARN, seed=2),
+    Variant(
+        "deepseek-plain",
+        "deepseek",
+        "queries without a latent, halves turned, one group, biases, tied embeddings",
+        _DEEPSEEK_PLAIN,
+    ),
     Variant("gpt_oss", "gpt_oss", "sinks, windows, YaRN, a clamped SwiGLU", seed=1),
 )
 BY_NAME = {variant.name: variant for variant in VARIANTS}
@@ -266,11 +297,17 @@ MODES = (
     *("llama", "llama-7-heads", "mistral", "qwen2"),
     *("llama4", "smollm3", "gpt2", "gpt_neox", "cohere2", "glm4"),
     *("qwen3", "granite", "olmo2-mqa", "gemma2", "gemma3", "phi3-partial"),
-    *("mixtral", "qwen3_moe", "olmoe", "dbrx", "gpt_oss"),
+    *("mixtral", "qwen3_moe", "olmoe", "dbrx", "gpt_oss", "deepseek"),
 )
 # Variants with experts that run spread in every way over ranks.
-EXPERTS = ("mixtral", "qwen3_moe", "olmoe", "dbrx", "gpt_oss", "llama4-experts")
-ROWS = ("llama", "mistral", "qwen2-windows", "llama4", "gpt2", "cohere2", "gemma3", "gpt_oss")
+EXPERTS = (
+    *("mixtral", "qwen3_moe", "olmoe", "dbrx", "gpt_oss", "llama4-experts"),
+    "deepseek",
+)
+ROWS = (
+    *("llama", "mistral", "qwen2-windows", "llama4", "gpt2", "cohere2", "gemma3", "gpt_oss"),
+    "deepseek",
+)
 # Variants with prompts and continuations on both sides of position 512.
 LONG = ("llama", "llama-llama3", "mistral", "qwen2-windows", "llama4", "gemma3")
 # (variant, tp degree) of compiled runs: every phase, cache layout and dtype; with the slow ones,
@@ -281,7 +318,7 @@ CPU_SLOW = (
     *(("smollm3-windows", 2), ("gpt2", 1), ("gpt_neox", 1), ("cohere2", 2), ("glm4", 2)),
     *(("qwen3", 2), ("granite", 1), ("olmo2-mqa", 2), ("gemma2", 1), ("gemma3", 2)),
     *(("phi3", 1), ("mixtral", 2), ("qwen3_moe", 1), ("olmoe", 2), ("dbrx", 1), ("gpt_oss", 2)),
-    ("llama4", 2),
+    *(("llama4", 2), ("deepseek", 2), ("deepseek-plain", 1)),
 )
 # Variants that run as one process per rank.
 TORCHRUN = ("llama", "mistral", "qwen2")

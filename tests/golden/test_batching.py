@@ -89,7 +89,9 @@ def check_trials(model: NeuronBaseForCausalLM, seeds: range) -> None:
 
 
 @pytest.mark.parametrize("caches", CACHES)
-@pytest.mark.parametrize("name", ["llama", "mistral"])
+@pytest.mark.parametrize(
+    "name", ["llama", "mistral", pytest.param("deepseek", marks=pytest.mark.slow)]
+)
 def test_a_needle_among_neighbours(name: str, caches: str, reference_of: Get) -> None:
     check_trials(load(reference_of(name), 2 if "tp 2" in caches else 1, **CACHES[caches]), range(2))
 

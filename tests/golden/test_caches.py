@@ -99,6 +99,7 @@ COMPILED_CASES = [
         for case in (
             *(("llama4", "paged", 2), ("llama4", "pieces-16", 1), ("mistral", "pieces-16", 2)),
             *(("llama4", "paged-pieces-16", 1), ("gemma3", "paged-pieces-16", 1)),
+            ("deepseek", "paged-pieces-16", 1),
         )
     ),
 ]
@@ -130,7 +131,7 @@ def blocks_of(row: int) -> Tensor:
 @pytest.mark.parametrize("prefix_buckets", [None, [24, 40]])
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("num_shared", [0, 8, 24, 56])
-@pytest.mark.parametrize("name", ["llama", "mistral", "llama4", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "llama4", "gemma3", "deepseek"])
 def test_a_prefix_that_is_in_the_cache(
     name: str,
     num_shared: int,

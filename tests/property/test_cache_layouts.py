@@ -35,7 +35,7 @@ def attention_of_all_tokens(
     k, v, q = drawn(3, ROWS, HEADS, MAX_LEN, HEAD_DIM)
     out = torch.zeros(ROWS, MAX_LEN, HEADS, HEAD_DIM)
     # Not empty: what an earlier sequence left in a row must not show.
-    cache = CacheState(*(torch.full(layout.shape(ROWS), 9.0) for _ in range(2)))
+    cache = CacheState(*(torch.full(shape, 9.0) for shape in layout.shapes(ROWS)))
     starts, ends = torch.tensor(prompt_lens), torch.tensor(prompt_lens) + torch.tensor(more_lens)
     steps = [(Phase.PREFILL, between(torch.zeros_like(starts), starts))]
     if any(more_lens):
@@ -65,9 +65,9 @@ def close(got: Tensor, expected: Tensor) -> None:
 def local_cache(mask: MaskPolicy) -> KVCacheLayout:
     """The cache that holds no more than a mask lets see."""
     if isinstance(mask, SlidingWindow):
-        return WindowCache(HEADS, mask.window, HEAD_DIM)
+        return WindowCache(HEADS, mask.window, (HEAD_DIM, HEAD_DIM))
     if isinstance(mask, Chunked):
-        return ChunkedCache(HEADS, mask.chunk_size, HEAD_DIM)
+        return ChunkedCache(HEADS, mask.chunk_size, (HEAD_DIM, HEAD_DIM))
     return CONTIGUOUS
 
 
@@ -76,7 +76,7 @@ extended = st.lists(st.integers(0, 7), min_size=ROWS, max_size=ROWS)
 local_masks = st.builds(SlidingWindow, st.integers(1, MAX_LEN)) | st.builds(
     Chunked, st.integers(1, MAX_LEN)
 )
-CONTIGUOUS = ContiguousCache(HEADS, MAX_LEN, HEAD_DIM)
+CONTIGUOUS = ContiguousCache(HEADS, MAX_LEN, (HEAD_DIM, HEAD_DIM))
 
 
 @given(prompts, extended, st.integers(0, 5), local_masks)
@@ -110,10 +110,10 @@ def test_several_steps_are_one_prefill(
 @pytest.mark.parametrize(
     ("layout", "mask"),
     [
-        (WindowCache(HEADS, 4, HEAD_DIM), SlidingWindow(5)),
-        (WindowCache(HEADS, 4, HEAD_DIM), Causal()),
+        (WindowCache(HEADS, 4, (HEAD_DIM, HEAD_DIM)), SlidingWindow(5)),
+        (WindowCache(HEADS, 4, (HEAD_DIM, HEAD_DIM)), Causal()),
         (CONTIGUOUS, SlidingWindow(3)),
-        (ChunkedCache(HEADS, 4, HEAD_DIM), SlidingWindow(4)),
+        (ChunkedCache(HEADS, 4, (HEAD_DIM, HEAD_DIM)), SlidingWindow(4)),
         (CONTIGUOUS, Chunked(4)),
     ],
 )

@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from nxdi.config import NeuronConfig
 from nxdi.graph import padding
 from nxdi.kernels.masks import MaskPolicy
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.models.model_base import NeuronBaseModel
-from nxdi.modules.attention import NeuronAttentionBase
+from nxdi.modules.attention import attention_base
 from nxdi.modules.kvcache import ContiguousCache, WindowCache, contiguous
 from nxdi.parallel_layers import mappings
 from tiny_models import VOCAB_SIZE, load_app, save_tiny, tiny_hf_model
@@ -60,7 +61,7 @@ def apps(tmp_path_factory: pytest.TempPathFactory) -> Apps:
             folder = save_tiny(model, tmp_path_factory.mktemp("model"))
             with pytest.MonkeyPatch.context() as patch:
                 if name == "window, whole cache":
-                    patch.setattr(NeuronAttentionBase, "_cache_layout", _whole_cache)
+                    patch.setattr(attention_base, "choose_layout", _whole_cache)
                 loaded[name] = load_app(
                     folder,
                     **{
@@ -75,8 +76,10 @@ def apps(tmp_path_factory: pytest.TempPathFactory) -> Apps:
     return get
 
 
-def _whole_cache(self: NeuronAttentionBase, mask: MaskPolicy) -> ContiguousCache:
-    return ContiguousCache(self.num_key_value_heads, SEQ_LEN, self.head_dim)
+def _whole_cache(
+    neuron: NeuronConfig, mask: MaskPolicy, num_kv_heads: int, head_dims: tuple[int, int]
+) -> ContiguousCache:
+    return ContiguousCache(num_kv_heads, SEQ_LEN, head_dims)
 
 
 Sequences = list[list[int]]

@@ -59,13 +59,16 @@ _SIZES = {
     **dict.fromkeys(("num_experts_per_tok", "moe_top_k"), 2**12),
     **dict.fromkeys(("moe_intermediate_size", "ffn_hidden_size"), 2**20),
     "kv_n_heads": 2**12,
+    **dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 2**15),
+    **dict.fromkeys(("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), 2**12),
+    **dict.fromkeys(("n_group", "topk_group", "n_shared_experts"), 2**12),
     "decoder_sparse_step": MAX_LAYERS,
     "attention_chunk_size": _INT32,
     "floor_scale": _INT32,
 }
 _NULLABLE = {
     *("n_inner", "num_key_value_heads", "head_dim"),
-    *("sliding_window", "attention_chunk_size"),
+    *("sliding_window", "attention_chunk_size", "q_lora_rank"),
 }
 _TOKEN_IDS = dict.fromkeys(  # some checkpoints say -1 for none
     ("bos_token_id", "eos_token_id", "pad_token_id"), (-1, _INT32)
@@ -76,6 +79,7 @@ _MODEL = _Rules(
         **{name: (1, most) for name, most in _SIZES.items()},
         **_TOKEN_IDS,
         "num_labels": (0, MAX_LABELS),
+        "first_k_dense_replace": (0, MAX_LAYERS),
     },
     numbers={
         **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"), (0, 1)),
@@ -83,12 +87,14 @@ _MODEL = _Rules(
         **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), _POSITIVE),
         **dict.fromkeys(("embedding_multiplier", "residual_multiplier"), (-_MUCH, _MUCH)),
         **dict.fromkeys(("attention_multiplier", "logit_scale", "attn_scale"), (-_MUCH, _MUCH)),
+        "routed_scaling_factor": (-_MUCH, _MUCH),
         **dict.fromkeys(("clip_qkv", "swiglu_alpha", "swiglu_limit"), _POSITIVE),
         "partial_rotary_factor": (1e-3, 1),
     },
     types={
         **dict.fromkeys(("tie_word_embeddings", "attention_bias", "mlp_bias"), bool),
         **{"use_sliding_window": bool, "hidden_act": str, "layer_types": list},
+        "rope_interleave": bool,
         **{"norm_topk_prob": bool, "mlp_only_layers": list, "ffn_act_fn": dict},
     },
 )

@@ -255,6 +255,11 @@ class NeuronConfig(KeywordConfig):
         return config
 
     @property
+    def phase(self) -> Phase:
+        """What the modules built with it are for."""
+        return self._phase
+
+    @property
     def is_prefill_stage(self) -> bool:
         """Whether modules built with it take many tokens per row; NxDI's name."""
         return self._phase is not Phase.DECODE

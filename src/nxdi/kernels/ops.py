@@ -11,7 +11,7 @@ from nxdi.kernels.masks import MaskPolicy
 
 @dataclass(frozen=True)
 class AttendCall:
-    """One attention computation with static shapes.
+    """One attention computation with static shapes; keys and values may differ in size.
 
     `aligned` promises that query i and key i are the same token and that padding is on the right,
     as in a prefill from an empty cache: a plain causal mask over indices is then exact.
@@ -22,6 +22,7 @@ class AttendCall:
     num_queries: int
     num_keys: int
     head_dim: int
+    value_dim: int
     dtype: torch.dtype
     mask: MaskPolicy
     scale: float

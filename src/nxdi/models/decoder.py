@@ -143,9 +143,7 @@ class Decoder(nn.Module):
     def cache_shapes(self) -> list[tuple[int, ...]]:
         """Shape of every cache tensor on one rank: keys then values, layer by layer."""
         rows = self.neuron_config.kv_cache_batch_size
-        return [
-            layout.shape(rows) for layout in self.cache_layouts() for _ in range(_TENSORS_PER_LAYER)
-        ]
+        return [shape for layout in self.cache_layouts() for shape in layout.shapes(rows)]
 
     def _context(
         self, spec: GraphSpec, inputs: Mapping[str, Tensor], caches: Sequence[Tensor]

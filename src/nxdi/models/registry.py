@@ -34,6 +34,7 @@ ARCHITECTURES = {
     "Qwen3MoeForCausalLM": "nxdi.models.qwen3_moe.modeling_qwen3_moe:NeuronQwen3MoeForCausalLM",
     "OlmoeForCausalLM": "nxdi.models.olmoe.modeling_olmoe:NeuronOlmoeForCausalLM",
     "DbrxForCausalLM": "nxdi.models.dbrx.modeling_dbrx:NeuronDbrxForCausalLM",
+    "DeepseekV3ForCausalLM": "nxdi.models.deepseek.modeling_deepseek:NeuronDeepseekV3ForCausalLM",
     "GptOssForCausalLM": "nxdi.models.gpt_oss.modeling_gpt_oss:NeuronGptOssForCausalLM",
     "SmolLM3ForCausalLM": "nxdi.models.smollm3.modeling_smollm3:NeuronSmolLM3ForCausalLM",
 }

@@ -1,4 +1,7 @@
-"""Decoder layers, by where their norms stand."""
+"""Decoder layers, by where their norms stand.
+
+self_attn: takes [B, S, hidden_size] and `ctx`, returns an `AttentionOutput`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from nxdi.config import InferenceConfig
-from nxdi.modules.attention import NeuronAttentionBase
 from nxdi.modules.context import LayerContext
 from nxdi.modules.norm import RMSNorm
 
@@ -22,7 +24,7 @@ class PreNormDecoderLayer(nn.Module):
     def __init__(
         self,
         config: InferenceConfig,
-        self_attn: NeuronAttentionBase,
+        self_attn: nn.Module,
         mlp: nn.Module,
         make_norm: Callable[[], nn.Module] | None = None,
     ) -> None:
@@ -49,9 +51,7 @@ class PostNormDecoderLayer(nn.Module):
     Shapes: x [B, S, hidden_size] -> same (S / tp with sequence parallelism).
     """
 
-    def __init__(
-        self, config: InferenceConfig, self_attn: NeuronAttentionBase, mlp: nn.Module
-    ) -> None:
+    def __init__(self, config: InferenceConfig, self_attn: nn.Module, mlp: nn.Module) -> None:
         super().__init__()
         dtype = config.neuron_config.torch_dtype
         self.self_attn = self_attn
@@ -74,7 +74,7 @@ class SandwichNormDecoderLayer(nn.Module):
 
     def __init__(
         self,
-        self_attn: NeuronAttentionBase,
+        self_attn: nn.Module,
         mlp: nn.Module,
         make_norm: Callable[[], nn.Module],
     ) -> None:
@@ -102,7 +102,7 @@ class ParallelDecoderLayer(nn.Module):
     """
 
     def __init__(
-        self, self_attn: NeuronAttentionBase, mlp: nn.Module, make_norm: Callable[[], nn.Module]
+        self, self_attn: nn.Module, mlp: nn.Module, make_norm: Callable[[], nn.Module]
     ) -> None:
         super().__init__()
         self.input_layernorm = make_norm()

@@ -6,7 +6,9 @@ Source: arXiv:2309.00071; options as in Hugging Face's `rope_scaling`.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,3 +50,13 @@ class Yarn:
 def growth(factor: float, scale: float = 1.0) -> float:
     """What YaRN multiplies cos and sin by, so that attention stays as sharp."""
     return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+
+def score_growth(scaling: Mapping[str, Any] | None) -> float:
+    """What DeepSeek multiplies scores by, where `mscale_all_dim` asks for more than cos and sin do.
+
+    scaling: as in Hugging Face's `rope_scaling`. Source: arXiv:2405.04434.
+    """
+    if scaling is None or not scaling.get("mscale_all_dim"):
+        return 1.0
+    return growth(scaling["factor"], scaling["mscale_all_dim"]) ** 2

@@ -175,6 +175,27 @@ class RowParallelLinear(BaseParallelLinear):
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
+class ReplicatedLinear(BaseParallelLinear):
+    """y = x W^T + b, all of it on every rank: for results that all of them need whole.
+
+    Shapes: x [..., input_size] -> [..., output_size].
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        bias: bool = True,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.weight = _parameter(output_size, input_size, dtype=dtype, shard=None)
+        self.bias = _parameter(output_size, dtype=dtype, shard=None) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight_format.multiply(self, x, self.bias)
+
+
 class SPMDRank(nn.Module):
     """The rank as a weight, int32 [1]: one traced program serves all ranks.
 

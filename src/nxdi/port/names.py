@@ -30,6 +30,7 @@ SUPPORTED = {
     "models.config": "HybridShardingConfig InferenceConfig MoENeuronConfig NeuronConfig"
     " OnDeviceSamplingConfig to_torch_dtype",
     "models.dbrx.modeling_dbrx": "DbrxInferenceConfig NeuronDbrxForCausalLM",
+    "models.deepseek.modeling_deepseek": "DeepseekV3InferenceConfig NeuronDeepseekV3ForCausalLM",
     "models.gemma3.modeling_gemma3": "Gemma3InferenceConfig NeuronGemma3ForCausalLM",
     "models.gpt_oss.modeling_gpt_oss": "GptOssInferenceConfig NeuronGptOssForCausalLM",
     "models.llama.modeling_llama": "Llama3RotaryEmbedding LlamaInferenceConfig NeuronLlamaAttention"

@@ -14,7 +14,7 @@ from nxdi.modules.kvcache import ContiguousCache
 from nxdi.types import Phase
 from tiny_modules import drawn, empty_cache, layer_context
 
-LAYOUT = ContiguousCache(num_kv_heads=2, max_len=8, head_dim=4)
+LAYOUT = ContiguousCache(num_kv_heads=2, max_len=8, head_dims=(4, 4))
 X = torch.ones(2, 3, 4)
 
 

@@ -42,7 +42,7 @@ def config(seq_len: int = 32, **attributes: Any) -> Llama4InferenceConfig:
 def test_every_fourth_layer_sees_everything() -> None:
     layers = NeuronLlama4Model(config()).layers
     attention = [layer.self_attn for layer in layers]
-    chunked, whole = ChunkedCache(2, 8, 4), ContiguousCache(2, 32, 4)
+    chunked, whole = ChunkedCache(2, 8, (4, 4)), ContiguousCache(2, 32, (4, 4))
     assert [a.attend.mask for a in attention] == [Chunked(8)] * 3 + [Causal()]
     assert [a.cache_layout for a in attention] == [chunked] * 3 + [whole]
     assert [a.rotary_emb is None for a in attention] == [False] * 3 + [True]

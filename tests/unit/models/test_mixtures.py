@@ -58,7 +58,7 @@ def test_64_experts_on_8_ranks(options: dict[str, Any], tmp_path: Path) -> None:
         check_logits(got, one)
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "olmoe"])
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "olmoe", "deepseek"])
 def test_both_layouts_of_a_checkpoint(family: str, tmp_path: Path) -> None:
     """transformers writes one linear per expert; its own models have all in one."""
     model = tiny_hf_model(family)

@@ -11,7 +11,7 @@ from nxdi.modules.kvcache import ContiguousCache
 from nxdi.types import Phase
 from tiny_modules import drawn, empty_cache
 
-LAYOUT = ContiguousCache(num_kv_heads=2, max_len=8, head_dim=4)
+LAYOUT = ContiguousCache(num_kv_heads=2, max_len=8, head_dims=(4, 4))
 POSITIONS = torch.tensor([[0, 1, 2], [0, 1, -1]], dtype=torch.int32)
 
 

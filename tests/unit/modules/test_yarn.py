@@ -9,6 +9,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from nxdi.errors import ConfigError
 from nxdi.modules.rope import rope_from_config
+from nxdi.modules.yarn import score_growth
 from tiny_modules import tiny_config
 
 YARN: dict[str, Any] = {
@@ -41,6 +42,20 @@ def test_as_transformers(theta: float, extra: dict[str, Any]) -> None:
     ours = rope_from_config(tiny_config({**sizes, "rope_theta": theta, "rope_scaling": scaling}))
     torch.testing.assert_close(ours.inv_freq, inv_freq, rtol=1e-6, atol=0)
     assert ours.attention_scaling == pytest.approx(grows, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "scaling", [{"rope_type": "default"}, YARN, *({**YARN, "mscale_all_dim": m} for m in (0, 0.7))]
+)
+def test_the_growth_of_scores_is_transformers(scaling: dict[str, Any]) -> None:
+    from transformers.models.deepseek_v3.modeling_deepseek_v3 import yarn_apply_mscale
+
+    assert score_growth(scaling) == pytest.approx(yarn_apply_mscale({"factor": 1.0, **scaling}, 1))
+    assert (score_growth(scaling) > 1) is bool(scaling.get("mscale_all_dim"))
+
+
+def test_without_scaling_scores_do_not_grow() -> None:
+    assert score_growth(None) == 1.0
 
 
 @pytest.mark.parametrize(

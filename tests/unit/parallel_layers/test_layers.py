@@ -13,6 +13,7 @@ from nxdi.parallel_layers.layers import (
     ColumnParallelLinear,
     ParallelEmbedding,
     RankShard,
+    ReplicatedLinear,
     RowParallelLinear,
     SPMDRank,
 )
@@ -74,6 +75,14 @@ def test_column_parallel(tp: int, bias: bool, gather_output: bool) -> None:
             close(x, expected)
     else:
         close(torch.cat(got, -1), expected)
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("bias", [True, False])
+def test_replicated(tp: int, bias: bool) -> None:
+    expected = F.linear(X, FULL["weight"], FULL["bias"] if bias else None)
+    for got in run(sharded(lambda: ReplicatedLinear(NARROW, WIDE, bias), tp, FULL), [X] * tp):
+        close(got, expected)
 
 
 @pytest.mark.parametrize("tp", [5, 7])

@@ -1,7 +1,7 @@
 """What computes attention on a CPU: the decode kernel of attend.cpp, else torch's fused kernel.
 
-Shapes are those of the reference: q [B, N, G, S, D], k and v [B, N, L, D], allowed [B, S, L] bool,
-sinks [N, G] or None -> [B, N, G, S, D].
+Shapes are those of the reference: q [B, N, G, S, D], k [B, N, L, D], v [B, N, L, Dv], allowed
+[B, S, L] bool, sinks [N, G] or None -> [B, N, G, S, Dv].
 """
 
 from __future__ import annotations
@@ -77,8 +77,15 @@ def attend_sdpa(
 ) -> Tensor:
     """torch's fused attention.
 
-    One query per row: the group is the query dimension, so K and V are not repeated.
+    One query per row: the group is the query dimension, so K and V are not repeated. Values shorter
+    than keys are padded, since torch fuses only what is of one size.
     """
+    missing = max(0, call.head_dim - call.value_dim)
+    out = _sdpa(q, k, F.pad(v, (0, missing)) if missing else v, allowed, call)
+    return out[..., : call.value_dim] if missing else out
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, call: AttendCall) -> Tensor:
     if call.num_queries == 1:
         bias = allowed.unsqueeze(1)
         out = F.scaled_dot_product_attention(q.squeeze(3), k, v, attn_mask=bias, scale=call.scale)
@@ -95,7 +102,7 @@ def attend_sdpa(
         out = F.scaled_dot_product_attention(
             flat_q, flat_k, flat_v, attn_mask=allowed.unsqueeze(1), scale=call.scale
         )
-    return out.view_as(q)
+    return out.view(*q.shape[:-1], -1)
 
 
 def _declines_decode(call: AttendCall) -> str | None:
@@ -103,6 +110,8 @@ def _declines_decode(call: AttendCall) -> str | None:
         return f"{call.num_queries} queries per row, not 1"
     if call.dtype != torch.float32:
         return f"activations are {call.dtype}, not float32"
+    if call.head_dim != call.value_dim:
+        return f"keys of {call.head_dim} and values of {call.value_dim} numbers"
     return unsupported_reason()
 
 

@@ -1,8 +1,12 @@
 """Attention over grouped heads: its explicit meaning, which every kernel for it must match.
 
 Legend: B rows, N key/value heads on this rank, G query heads per key/value head, S queries, L keys,
-D head size. Every kernel takes q [B, N, G, S, D], k and v [B, N, L, D], allowed [B, S, L] bool,
-sinks [N, G] or None and returns [B, N, G, S, D].
+D size of a key, Dv of a value. Every kernel takes q [B, N, G, S, D], k [B, N, L, D], v [B, N, L,
+Dv], allowed [B, S, L] bool, sinks [N, G] or None and returns [B, N, G, S, Dv].
+
+`attend_latent` is the same where keys come in two parts: a key is a value and R more numbers, and
+neither is copied to join them. Its kernels take q [B, N, G, S, Dv] and q_rest [B, N, G, S, R],
+rest [B, N, L, R], values [B, N, L, Dv], allowed; D is Dv + R.
 """
 
 from __future__ import annotations
@@ -40,8 +44,18 @@ def attend_explicit(
     return probabilities.to(v.dtype) @ v.unsqueeze(2)
 
 
+def attend_latent(
+    q: Tensor, q_rest: Tensor, rest: Tensor, values: Tensor, allowed: Tensor, call: AttendCall
+) -> Tensor:
+    """The same with [values, rest] as keys."""
+    shared = values.unsqueeze(2)
+    scores = q @ shared.transpose(-1, -2) + q_rest @ rest.unsqueeze(2).transpose(-1, -2)
+    return _probabilities(scores, allowed, None, call).to(values.dtype) @ shared
+
+
 def _never(call: AttendCall) -> str | None:
     return None
 
 
 register("attend", "generic", Kernel("explicit", attend_explicit, _never))
+register("attend_latent", "generic", Kernel("explicit", attend_latent, _never))

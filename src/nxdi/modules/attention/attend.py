@@ -26,15 +26,47 @@ class Attend:
     def __call__(
         self, q: Tensor, attended: Attended, sinks: Tensor | None, ctx: LayerContext
     ) -> Tensor:
-        """q [B, N * G, S, D] against keys and values [B, N, L, D] -> [B, N * G, S, D]."""
-        batch, num_kv_heads, num_keys, head_dim = attended.keys.shape
-        grouped = q.view(batch, num_kv_heads, -1, *q.shape[2:])
-        call = AttendCall(
-            num_kv_heads=num_kv_heads,
-            group_size=grouped.shape[2],
-            num_queries=q.shape[2],
-            num_keys=num_keys,
+        """q [B, N * G, S, D], keys [B, N, L, D], values [B, N, L, Dv] -> [B, N * G, S, Dv]."""
+        k, v, positions = attended
+        grouped = _grouped(q, k)
+        call = self._describe(grouped, k.shape[3], v, ctx, sinks)
+        allowed = ctx.allowed(self.mask, positions)
+        if sinks is not None:
+            sinks = sinks.view(k.shape[1], -1)
+        out: Tensor = choose("attend", call).run(grouped, k, v, allowed, sinks, call)
+        return out.flatten(1, 2)
+
+    def over_latents(
+        self, q: Tensor, q_rest: Tensor, attended: Attended, ctx: LayerContext
+    ) -> Tensor:
+        """The same where a key is its value and what `attended.keys` holds.
+
+        q [B, N * G, S, Dv] and q_rest [B, N * G, S, R] against keys [B, N, L, R], values
+        [B, N, L, Dv] -> [B, N * G, S, Dv].
+        """
+        rest, v, positions = attended
+        grouped = _grouped(q, v)
+        call = self._describe(grouped, rest.shape[3] + v.shape[3], v, ctx)
+        allowed = ctx.allowed(self.mask, positions)
+        kernel = choose("attend_latent", call)
+        out: Tensor = kernel.run(grouped, _grouped(q_rest, v), rest, v, allowed, call)
+        return out.flatten(1, 2)
+
+    def _describe(
+        self,
+        q: Tensor,
+        head_dim: int,
+        v: Tensor,
+        ctx: LayerContext,
+        sinks: Tensor | None = None,
+    ) -> AttendCall:
+        return AttendCall(
+            num_kv_heads=v.shape[1],
+            group_size=q.shape[2],
+            num_queries=q.shape[3],
+            num_keys=v.shape[2],
             head_dim=head_dim,
+            value_dim=v.shape[3],
             dtype=q.dtype,
             mask=self.mask,
             scale=self.scale,
@@ -42,10 +74,9 @@ class Attend:
             has_sinks=sinks is not None,
             aligned=ctx.phase is Phase.PREFILL,
         )
-        allowed = ctx.allowed(self.mask, attended.positions)
-        if sinks is not None:
-            sinks = sinks.view(num_kv_heads, -1)
-        out: Tensor = choose("attend", call).run(
-            grouped, attended.keys, attended.values, allowed, sinks, call
-        )
-        return out.reshape(q.shape)
+
+
+def _grouped(q: Tensor, keys: Tensor) -> Tensor:
+    """[B, N * G, S, D] -> [B, N, G, S, D], N the heads of `keys`."""
+    grouped: Tensor = q.unflatten(1, (keys.shape[1], -1))
+    return grouped

@@ -18,20 +18,14 @@ from torch import Tensor, nn
 from nxdi.absent import explain_absent_names
 from nxdi.config import InferenceConfig
 from nxdi.errors import ConfigError
-from nxdi.kernels.masks import Chunked, MaskPolicy, SlidingWindow, choose_mask
+from nxdi.kernels.masks import choose_mask
 from nxdi.modules.attention.attend import Attend
 from nxdi.modules.attention.nxdi_keywords import NxdiKeywords
 from nxdi.modules.attention.projections import OutputProjection, QKVProjection, rename_projections
 from nxdi.modules.attention.utils import apply_rotary_polar_compatible, move_heads_front
 from nxdi.modules.context import LayerContext, running_context
-from nxdi.modules.kvcache import (
-    ChunkedCache,
-    ContiguousCache,
-    KVCacheLayout,
-    PagedCache,
-    WindowCache,
-)
-from nxdi.modules.kvcache.codec import make_codec
+from nxdi.modules.kvcache import choose_layout
+from nxdi.modules.kvcache.codec import make_codec, rename_scales
 from nxdi.modules.rope import polar_frequencies, rotation_of
 from nxdi.parallel_layers.parallel_state import get_tensor_model_parallel_group
 from nxdi.parallel_layers.sharding import HeadShard, plan_heads, set_shard
@@ -105,8 +99,11 @@ class NeuronAttentionBase(nn.Module):
         self._init_heads(num_attention_heads, num_key_value_heads)
         mask = choose_mask(sliding_window, attention_chunk_size, self.neuron_config.max_length)
         self.attend = Attend(mask, self._scale(scale, given.softmax_scale), softcap)
-        self.cache_layout = self._cache_layout(mask)
-        self.kv_codec = make_codec(self.neuron_config, self.layout, self.head_dim)
+        head_dims = self.head_dim, self.head_dim
+        self.cache_layout = choose_layout(
+            self.neuron_config, mask, self.num_key_value_heads, head_dims
+        )
+        self.kv_codec = make_codec(self.neuron_config, self.layout, head_dims)
         self._init_projections(qkv_bias, o_bias, given)
         self.sinks = self._sinks() if has_sinks or given.learned_sinks_size else None
 
@@ -166,30 +163,11 @@ class NeuronAttentionBase(nn.Module):
             return 1.0 / softmax_scale
         return scale if scale is not None else 1.0 / math.sqrt(self.head_dim)
 
-    def _cache_layout(self, mask: MaskPolicy) -> KVCacheLayout:
-        neuron = self.neuron_config
-        if neuron.is_block_kv_layout:
-            return PagedCache(
-                self.num_key_value_heads, neuron.pa_num_blocks, neuron.pa_block_size, self.head_dim
-            )
-        if isinstance(mask, SlidingWindow):
-            return WindowCache(self.num_key_value_heads, mask.window, self.head_dim)
-        if isinstance(mask, Chunked):
-            return ChunkedCache(self.num_key_value_heads, mask.chunk_size, self.head_dim)
-        return ContiguousCache(self.num_key_value_heads, neuron.max_length, self.head_dim)
-
     def preshard_hook(self, model_state_dict: dict[str, Tensor], prefix: str) -> None:
         """Rename this module's tensors in a full checkpoint; prefix: its path plus "weight"."""
         path = prefix.removesuffix("weight")
-        for name in ("k_scales", "v_scales"):
-            if path + name in model_state_dict:
-                model_state_dict[f"{path}kv_codec.{name}"] = model_state_dict.pop(path + name)
-        rename_projections(
-            model_state_dict,
-            path,
-            self._projection_sizes,
-            self._o_proj_name,
-        )
+        rename_scales(model_state_dict, path)
+        rename_projections(model_state_dict, path, self._projection_sizes, self._o_proj_name)
 
     def get_qkv_proj(self) -> QKVProjection:
         return self.qkv_proj

@@ -1,5 +1,6 @@
 """Key/value caches, one layout per file."""
 
+from nxdi.modules.kvcache.choice import choose_layout
 from nxdi.modules.kvcache.chunked import ChunkedCache
 from nxdi.modules.kvcache.contiguous import ContiguousCache
 from nxdi.modules.kvcache.paged import PagedCache
@@ -14,5 +15,6 @@ __all__ = [
     "PagedCache",
     "RollingCache",
     "WindowCache",
+    "choose_layout",
     "layout_of",
 ]

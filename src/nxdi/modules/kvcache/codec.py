@@ -28,14 +28,19 @@ class Float8KV(nn.Module):
     """
 
     def __init__(
-        self, config: KVQuantizationConfig, neuron: NeuronConfig, layout: HeadLayout, head_dim: int
+        self,
+        config: KVQuantizationConfig,
+        neuron: NeuronConfig,
+        layout: HeadLayout,
+        head_dims: tuple[int, int],
     ) -> None:
         super().__init__()
         self.dtype, self.compute_dtype = config.quant_dtype, neuron.compute_dtype
         self.limit = largest_stored(self.dtype, neuron.is_for_neuron)
         methods = (config.k_quant_method, config.v_quant_method)
         self.k_scales, self.v_scales = (
-            None if config.direct_cast else _scales(method, layout, head_dim) for method in methods
+            None if config.direct_cast else _scales(method, layout, dim)
+            for method, dim in zip(methods, head_dims, strict=True)
         )
 
     def encode(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,11 +62,20 @@ class Float8KV(nn.Module):
         return wide if scales is None else wide * scales.to(self.compute_dtype)
 
 
-def make_codec(neuron: NeuronConfig, layout: HeadLayout, head_dim: int) -> PlainKV | Float8KV:
-    """What the config asks for."""
+def make_codec(
+    neuron: NeuronConfig, layout: HeadLayout, head_dims: tuple[int, int]
+) -> PlainKV | Float8KV:
+    """What the config asks for; head_dims: of a key, and of a value."""
     if neuron.kv_quant_config is None:
         return PlainKV()
-    return Float8KV(neuron.kv_quant_config, neuron, layout, head_dim)
+    return Float8KV(neuron.kv_quant_config, neuron, layout, head_dims)
+
+
+def rename_scales(state: dict[str, Tensor], path: str) -> None:
+    """Give the scales of the attention at `path` their place in its codec."""
+    for name in ("k_scales", "v_scales"):
+        if path + name in state:
+            state[f"{path}kv_codec.{name}"] = state.pop(path + name)
 
 
 def _scales(method: str, layout: HeadLayout, head_dim: int) -> nn.Parameter:

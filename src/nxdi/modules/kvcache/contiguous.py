@@ -20,10 +20,10 @@ class ContiguousCache:
 
     num_kv_heads: int
     max_len: int
-    head_dim: int
+    head_dims: tuple[int, int]  # of a key, and of a value
 
-    def shape(self, batch_size: int) -> tuple[int, ...]:
-        return (batch_size, self.num_kv_heads, self.max_len + 1, self.head_dim)
+    def shapes(self, batch_size: int) -> list[tuple[int, ...]]:
+        return [(batch_size, self.num_kv_heads, self.max_len + 1, dim) for dim in self.head_dims]
 
     def append(
         self, state: CacheState, k: Tensor, v: Tensor, step: StepPositions

@@ -22,10 +22,12 @@ class PagedCache:
     num_kv_heads: int
     num_blocks: int
     block_size: int
-    head_dim: int
+    head_dims: tuple[int, int]  # of a key, and of a value
 
-    def shape(self, batch_size: int) -> tuple[int, ...]:
-        return (self.num_blocks + 1, self.num_kv_heads, self.block_size, self.head_dim)
+    def shapes(self, batch_size: int) -> list[tuple[int, ...]]:
+        return [
+            (self.num_blocks + 1, self.num_kv_heads, self.block_size, dim) for dim in self.head_dims
+        ]
 
     def append(
         self, state: CacheState, k: Tensor, v: Tensor, step: StepPositions

@@ -21,7 +21,7 @@ class RollingCache(ABC):
 
     num_kv_heads: int
     size: int
-    head_dim: int
+    head_dims: tuple[int, int]  # of a key, and of a value
 
     @abstractmethod
     def oldest(self, newest: Tensor) -> Tensor:
@@ -30,8 +30,8 @@ class RollingCache(ABC):
         May be negative.
         """
 
-    def shape(self, batch_size: int) -> tuple[int, ...]:
-        return (batch_size, self.num_kv_heads, self.size + 1, self.head_dim)
+    def shapes(self, batch_size: int) -> list[tuple[int, ...]]:
+        return [(batch_size, self.num_kv_heads, self.size + 1, dim) for dim in self.head_dims]
 
     def append(
         self, state: CacheState, k: Tensor, v: Tensor, step: StepPositions

@@ -43,13 +43,13 @@ class StepPositions(NamedTuple):
 
 
 class KVCacheLayout(Protocol):
-    """One way to lay out keys and values.
+    """One way to lay out keys and values, whose sizes may differ.
 
     Pure: `append` returns new tensors and changes nothing.
     """
 
-    def shape(self, batch_size: int) -> tuple[int, ...]:
-        """Shape of the key tensor, and of the value tensor, on one rank."""
+    def shapes(self, batch_size: int) -> list[tuple[int, ...]]:
+        """Shapes of the key tensor and of the value tensor on one rank."""
         ...
 
     def append(

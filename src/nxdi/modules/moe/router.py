@@ -54,12 +54,14 @@ class Router(nn.Module):
         super().__init__()
         self.spec = spec
 
-        def parameter(*shape: int) -> nn.Parameter:
+        def parameter(*shape: int, dtype: torch.dtype = dtype) -> nn.Parameter:
             return nn.Parameter(torch.empty(*shape, dtype=dtype), requires_grad=False)
 
         self.weight = parameter(spec.num_experts, spec.hidden_size)
         self.bias = parameter(spec.num_experts) if spec.router_bias else None
-        self.e_score_correction_bias = parameter(spec.num_experts) if spec.selection_bias else None
+        self.e_score_correction_bias = None
+        if spec.selection_bias:  # in 16 bits it would let other experts win
+            self.e_score_correction_bias = parameter(spec.num_experts, dtype=torch.float32)
         act = _ACTIVATIONS[spec.router_act]
         self.score: _Activation = _as_they_are if spec.act_over_top_k else act
         self.weigh: _Activation = act if spec.act_over_top_k else _as_they_are
@@ -76,7 +78,7 @@ class Router(nn.Module):
     def _ranking(self, scores: Tensor) -> Tensor:
         """What experts are chosen by [T, E]."""
         if self.e_score_correction_bias is not None:
-            scores = scores + self.e_score_correction_bias.float()
+            scores = scores + self.e_score_correction_bias
         return scores if self.spec.num_groups == 1 else self._only_best_groups(scores)
 
     def _only_best_groups(self, scores: Tensor) -> Tensor:

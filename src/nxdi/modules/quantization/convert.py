@@ -16,12 +16,13 @@ from nxdi.parallel_layers.layers import (
     BaseParallelLinear,
     ColumnParallelLinear,
     ParallelEmbedding,
+    ReplicatedLinear,
     RowParallelLinear,
 )
 from nxdi.parallel_layers.sharding import set_shard, shard_of
 
 # These call their weight's format, and nothing else reads the weight.
-_CONVERTIBLE = {ColumnParallelLinear, RowParallelLinear, OutputProjection}
+_CONVERTIBLE = {ColumnParallelLinear, RowParallelLinear, ReplicatedLinear, OutputProjection}
 
 
 def quantize_modules(model: nn.Module, scheme: WeightQuantization, is_tied: bool) -> None:

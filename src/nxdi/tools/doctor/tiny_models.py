@@ -32,6 +32,12 @@ _DBRX = {
     "attn_config": {"kv_n_heads": 2, "clip_qkv": 4.0, "rope_theta": 10000.0},
     "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
 }
+_DEEPSEEK_V3 = {
+    **{"num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 16},
+    **{"qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 12},
+    **{"first_k_dense_replace": 1, "n_routed_experts": 4, "num_experts_per_tok": 2},
+    **{"n_group": 2, "topk_group": 1, "moe_intermediate_size": 24},
+}
 # architecture -> what its config says besides the shape
 MODELS: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": {"model_type": "llama"},
@@ -57,6 +63,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "Qwen3MoeForCausalLM": {"model_type": "qwen3_moe", "moe_intermediate_size": 24, **_EXPERTS},
     "OlmoeForCausalLM": {"model_type": "olmoe", **_EXPERTS},
     "DbrxForCausalLM": {"model_type": "dbrx", **_DBRX},
+    "DeepseekV3ForCausalLM": {"model_type": "deepseek_v3", **_DEEPSEEK_V3},
     "GptOssForCausalLM": {
         "model_type": "gpt_oss",
         "head_dim": 8,
@@ -75,7 +82,7 @@ def write_model(folder: Path, architecture: str) -> None:
     config.save_pretrained(folder)
     generator = torch.Generator().manual_seed(0)
     model: nn.Module = AutoModelForCausalLM.from_config(config)
-    weights = {name: _draw(name, w, generator) for name, w in model.named_parameters()}
+    weights = {name: _draw(name, w, generator) for name, w in model.state_dict().items()}
     write_safetensors(folder / "model.safetensors", weights)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attend_calls import check, make_call
+from attend_calls import HEAD_DIM, check, make_call
 from nxdi.errors import ShapeError
 from nxdi.kernels.cpu import library
 from nxdi.kernels.cpu.attend import (
@@ -95,6 +95,12 @@ def test_decode_under_each_mask(mask: MaskPolicy, softcap: float | None, has_sin
 @pytest.mark.parametrize(("num_queries", "num_keys"), [(6, 6), (1, 9), (2, 5)])
 def test_sdpa(mask: MaskPolicy, num_queries: int, num_keys: int):
     check(attend_sdpa, make_call(num_queries, num_keys, mask=mask))
+
+
+@pytest.mark.parametrize("value_dim", [HEAD_DIM - 3, HEAD_DIM + 5])
+@pytest.mark.parametrize(("num_queries", "num_keys"), [(6, 6), (1, 9), (2, 5)])
+def test_sdpa_with_values_of_another_size(value_dim: int, num_queries: int, num_keys: int):
+    check(attend_sdpa, make_call(num_queries, num_keys, value_dim=value_dim))
 
 
 def test_sdpa_without_the_promise_of_alignment():
@@ -227,6 +233,7 @@ def test_other_dtypes_are_refused(op: Any):
         (make_call(1, 8192, softcap=2.0, has_sinks=True), ATTEND_KERNEL, ()),
         (make_call(8, 8), "sdpa", (ATTEND_KERNEL,)),
         (make_call(1, 8, dtype=torch.bfloat16), "sdpa", (ATTEND_KERNEL,)),
+        (make_call(1, 8, value_dim=HEAD_DIM - 1), "sdpa", (ATTEND_KERNEL,)),
         (make_call(8, 8, softcap=2.0), "explicit", (ATTEND_KERNEL, "sdpa")),
         (make_call(8, 8, has_sinks=True), "explicit", (ATTEND_KERNEL, "sdpa")),
     ],

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
-from attend_calls import BATCH, GROUP, KV_HEADS, check, drawn, make_call
+from attend_calls import BATCH, GROUP, HEAD_DIM, KV_HEADS, check, drawn, make_call
 from nxdi.errors import UnsupportedError
 from nxdi.kernels.masks import Causal, MaskPolicy, SlidingWindow
-from nxdi.kernels.reference.attend import attend_explicit
+from nxdi.kernels.ops import AttendCall
+from nxdi.kernels.reference.attend import attend_explicit, attend_latent
 from nxdi.kernels.registry import choose
 
 MASKS: list[MaskPolicy] = [Causal(), SlidingWindow(3)]
@@ -21,6 +23,27 @@ def test_explicit(
 ) -> None:
     call = make_call(num_queries, num_keys, mask=mask, softcap=softcap, has_sinks=has_sinks)
     check(attend_explicit, call)
+
+
+@pytest.mark.parametrize("value_dim", [3, 11])
+def test_values_of_another_size(value_dim: int) -> None:
+    check(attend_explicit, make_call(2, 5, value_dim=value_dim))
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(("num_queries", "num_keys"), [(6, 6), (1, 9), (2, 5)])
+def test_keys_in_two_parts(mask: MaskPolicy, num_queries: int, num_keys: int) -> None:
+    """The values, and three more numbers."""
+    values = HEAD_DIM - 3
+
+    def joined(
+        q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, sinks: None, call: AttendCall
+    ) -> Tensor:
+        k[..., :values] = v
+        q_rest, rest = q[..., values:], k[..., values:]
+        return attend_latent(q[..., :values], q_rest, rest, v, allowed, call)
+
+    check(joined, make_call(num_queries, num_keys, mask=mask, value_dim=values))
 
 
 def test_a_query_that_sees_nothing_but_a_sink_is_zero() -> None:
@@ -40,6 +63,7 @@ def test_a_query_that_sees_nothing_stays_finite() -> None:
 
 def test_the_reference_is_the_generic_choice() -> None:
     assert choose("attend", make_call(1, 4)).name == "explicit"
+    assert choose("attend_latent", make_call(1, 4)).name == "explicit"
 
 
 def test_no_kernel_is_named_with_the_call() -> None:

@@ -17,7 +17,7 @@ from plain_attention import allowed_pairs, plain_attention
 from tiny_modules import drawn, empty_cache, layer_context
 from tolerances import ATTENTION_FP32
 
-LAYOUT = ContiguousCache(num_kv_heads=2, max_len=16, head_dim=4)
+LAYOUT = ContiguousCache(num_kv_heads=2, max_len=16, head_dims=(4, 4))
 POSITIONS = torch.tensor([[3, 4], [5, 6]], dtype=torch.int32)
 KEYS = torch.arange(8, dtype=torch.int32).expand(2, 8)
 
@@ -63,6 +63,7 @@ def test_what_a_kernel_is_told(
             num_queries=2,
             num_keys=8,
             head_dim=4,
+            value_dim=4,
             dtype=torch.float32,
             mask=Causal(),
             scale=0.7,

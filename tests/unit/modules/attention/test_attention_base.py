@@ -240,12 +240,12 @@ def test_heads_are_counted_per_rank() -> None:
 @pytest.mark.parametrize(
     ("options", "mask", "layout"),
     [
-        ({}, Causal(), ContiguousCache(2, 16, HEAD_DIM)),
-        ({"sliding_window": 5}, SlidingWindow(5), WindowCache(2, 5, HEAD_DIM)),
-        ({"attention_chunk_size": 5}, Chunked(5), ChunkedCache(2, 5, HEAD_DIM)),
+        ({}, Causal(), ContiguousCache(2, 16, (HEAD_DIM, HEAD_DIM))),
+        ({"sliding_window": 5}, SlidingWindow(5), WindowCache(2, 5, (HEAD_DIM, HEAD_DIM))),
+        ({"attention_chunk_size": 5}, Chunked(5), ChunkedCache(2, 5, (HEAD_DIM, HEAD_DIM))),
         # A window that nothing leaves hides nothing, and needs no rolling cache; nor does a chunk.
-        ({"sliding_window": 16}, Causal(), ContiguousCache(2, 16, HEAD_DIM)),
-        ({"attention_chunk_size": 16}, Causal(), ContiguousCache(2, 16, HEAD_DIM)),
+        ({"sliding_window": 16}, Causal(), ContiguousCache(2, 16, (HEAD_DIM, HEAD_DIM))),
+        ({"attention_chunk_size": 16}, Causal(), ContiguousCache(2, 16, (HEAD_DIM, HEAD_DIM))),
     ],
 )
 def test_mask_and_cache_follow_from_what_a_query_sees(
@@ -256,7 +256,7 @@ def test_mask_and_cache_follow_from_what_a_query_sees(
     assert attention.cache_layout == layout
     paged = make(**options, neuron={"is_block_kv_layout": True, "pa_block_size": 4})
     assert paged.attend.mask == mask
-    assert paged.cache_layout == PagedCache(2, 4, 4, HEAD_DIM)
+    assert paged.cache_layout == PagedCache(2, 4, 4, (HEAD_DIM, HEAD_DIM))
 
 
 def test_a_window_and_chunks_contradict_each_other() -> None:

@@ -10,7 +10,7 @@ from nxdi.types import Phase
 from tiny_modules import append_positions, empty_cache, held_positions
 
 CHUNK = 4
-LAYOUT = ChunkedCache(num_kv_heads=1, size=CHUNK, head_dim=2)
+LAYOUT = ChunkedCache(num_kv_heads=1, size=CHUNK, head_dims=(2, 2))
 
 
 append = partial(append_positions, LAYOUT)

@@ -21,13 +21,13 @@ X = torch.tensor([0.0, 0.3, -1.0, 448.0, 1e6]).expand(1, 2, 1, 5)
 
 def codec(**options: object) -> Float8KV:
     neuron = NeuronConfig(kv_cache_quant=True, kv_quant_config=dict(options))
-    made = make_codec(neuron, LAYOUT, 5)
+    made = make_codec(neuron, LAYOUT, (5, 5))
     assert isinstance(made, Float8KV)
     return made
 
 
 def test_without_the_option_nothing_changes() -> None:
-    plain = make_codec(NeuronConfig(), LAYOUT, 5)
+    plain = make_codec(NeuronConfig(), LAYOUT, (5, 5))
     assert isinstance(plain, PlainKV)
     assert plain.encode(X, X) == (X, X)
 
@@ -51,7 +51,7 @@ def test_large_numbers_are_clamped(backend: str, dtype: torch.dtype, largest: fl
     neuron = NeuronConfig(
         backend=backend, kv_cache_quant=True, kv_quant_config={"quant_dtype": dtype}
     )
-    made = make_codec(neuron, LAYOUT, 5)
+    made = make_codec(neuron, LAYOUT, (5, 5))
     k, _ = made.encode(X, X)
     assert k.dtype == dtype
     assert k[0, 0, 0].float()[-1] == largest

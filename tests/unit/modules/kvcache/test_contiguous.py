@@ -8,7 +8,7 @@ from nxdi.modules.kvcache.spec import Attended, CacheState, StepPositions
 from nxdi.types import Phase
 from tiny_modules import drawn, empty_cache
 
-LAYOUT = ContiguousCache(num_kv_heads=2, max_len=6, head_dim=4)
+LAYOUT = ContiguousCache(num_kv_heads=2, max_len=6, head_dims=(4, 4))
 SCRATCH = 6
 
 
@@ -36,7 +36,7 @@ def written(state: CacheState) -> list[tuple[int, int]]:
 
 
 def test_shape_has_one_slot_for_padding() -> None:
-    assert LAYOUT.shape(3) == (3, 2, 7, 4)
+    assert LAYOUT.shapes(3) == [(3, 2, 7, 4)] * 2
 
 
 def test_prefill_writes_by_position_and_attends_to_itself() -> None:

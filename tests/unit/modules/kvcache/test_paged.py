@@ -11,7 +11,7 @@ from nxdi.types import Phase
 from tiny_modules import empty_cache
 
 SIZE, BLOCKS = 4, 6
-LAYOUT = PagedCache(num_kv_heads=1, num_blocks=BLOCKS, block_size=SIZE, head_dim=2)
+LAYOUT = PagedCache(num_kv_heads=1, num_blocks=BLOCKS, block_size=SIZE, head_dims=(2, 2))
 
 
 def append(
@@ -34,7 +34,7 @@ def held(state: CacheState, block: int) -> list[float]:
 
 
 def test_shape_has_one_block_for_padding() -> None:
-    assert LAYOUT.shape(3) == (BLOCKS + 1, 1, SIZE, 2)
+    assert LAYOUT.shapes(3) == [(BLOCKS + 1, 1, SIZE, 2)] * 2
 
 
 def test_tokens_go_where_the_table_says() -> None:

@@ -34,6 +34,6 @@ def test_write_slots_takes_the_dtype_of_the_cache() -> None:
 
 def test_layouts_are_values() -> None:
     """Layers with equal layouts may share one compiled piece."""
-    layouts: set[KVCacheLayout] = {WindowCache(2, 4, 8), WindowCache(2, 4, 8)}
+    layouts: set[KVCacheLayout] = {WindowCache(2, 4, (8, 8)), WindowCache(2, 4, (8, 8))}
     assert len(layouts) == 1
-    assert ContiguousCache(2, 4, 8) != ContiguousCache(2, 5, 8)
+    assert ContiguousCache(2, 4, (8, 8)) != ContiguousCache(2, 5, (8, 8))

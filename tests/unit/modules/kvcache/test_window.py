@@ -11,7 +11,7 @@ from nxdi.types import Phase
 from tiny_modules import append_positions, empty_cache, held_positions
 
 WINDOW = 4
-LAYOUT = WindowCache(num_kv_heads=1, size=WINDOW, head_dim=2)
+LAYOUT = WindowCache(num_kv_heads=1, size=WINDOW, head_dims=(2, 2))
 
 
 append = partial(append_positions, LAYOUT)
@@ -27,7 +27,7 @@ def run(length: int) -> tuple[CacheState, Attended | None]:
 
 
 def test_shape_has_one_slot_for_padding() -> None:
-    assert LAYOUT.shape(3) == (3, 1, WINDOW + 1, 2)
+    assert LAYOUT.shapes(3) == [(3, 1, WINDOW + 1, 2)] * 2
 
 
 @pytest.mark.parametrize(

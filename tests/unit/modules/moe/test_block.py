@@ -146,7 +146,7 @@ def test_padding_takes_nobodys_place() -> None:
 def empty_cache_of() -> Any:
     from nxdi.modules.kvcache import ContiguousCache
 
-    return empty_cache(ContiguousCache(1, 8, 4), 2)
+    return empty_cache(ContiguousCache(1, 8, (4, 4)), 2)
 
 
 def test_hybrid_sharding_reads_each_weight_once_from_the_checkpoint() -> None:
