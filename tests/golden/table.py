@@ -119,7 +119,7 @@ FAMILIES = {
     "qwen3_moe": "Qwen3-MoE",
     "olmoe": "OLMoE",
     "dbrx": "DBRX",
-    "gpt_oss": "GPT-OSS, 16-bit weights",
+    "gpt_oss": "GPT-OSS",
 }
 VARIANTS = (
     Variant("llama", "llama", "grouped-query attention"),
