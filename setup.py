@@ -21,6 +21,7 @@ DEMO = ["gguf>=0.17"]
 SERVE = ["fastapi>=0.115", "uvicorn>=0.30"]  # of examples/serve_fastapi.py
 VLLM = ["vllm>=0.32,<0.34"]
 TEST = [
+    "compressed-tensors>=0.11",
     "hypothesis>=6.100",
     "mypy>=1.15",
     "pytest>=8.3",

@@ -141,8 +141,8 @@ FAMILIES = {
     "qwen3_moe": "Qwen3-MoE",
     "olmoe": "OLMoE",
     "dbrx": "DBRX",
-    "deepseek": "DeepSeek V3, R1, 16-bit weights",
-    "gpt_oss": "GPT-OSS, 16-bit weights",
+    "deepseek": "DeepSeek V3, R1",
+    "gpt_oss": "GPT-OSS",
 }
 VARIANTS = (
     Variant("llama", "llama", "grouped-query attention"),

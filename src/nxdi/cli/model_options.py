@@ -96,10 +96,10 @@ def plan_model(
     keywords = config_keywords(args) if keywords is None else keywords
 
     from nxdi.models.auto import AutoModelForCausalLM
-    from nxdi.runtime.quantized import with_folder_options
+    from nxdi.models.folder_options import with_folder_options
 
     model_cls = AutoModelForCausalLM.class_for(args.model, args.architecture)
-    keywords = with_folder_options(args.model, keywords)
+    keywords = with_folder_options(model_cls, args.model, keywords)
     neuron_config = model_cls.get_config_cls().get_neuron_config_cls()(**keywords)
     return model_cls(args.model, neuron_config=neuron_config)
 

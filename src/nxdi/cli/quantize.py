@@ -1,4 +1,4 @@
-"""`nxdi quantize`: a model folder with weights of 8 bits."""
+"""`nxdi quantize`: a model folder with weights of 8 or 4 bits."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ from nxdi.cli.model_options import check_model_folder, load_tokenizer
 if TYPE_CHECKING:
     from nxdi.tools.quantization import QuantizationReport
 
+# As in nxdi.config.quantization, which would import torch before it is needed.
+DTYPES = ("int8", "f8e4m3", "f8e5m2", "int4", "f4e2m1")
+TYPES = (
+    "per_tensor_symmetric",
+    "per_channel_symmetric",
+    "expert_wise_per_channel_symmetric",
+    "blockwise_symmetric",
+)
 _ROWS, _LENGTH = 8, 512  # how a text is read for its perplexity
 
 
@@ -19,23 +27,31 @@ def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser(
         "quantize",
-        help="write a model folder with weights of 8 bits",
-        description="Quantize the weights of a model's linear layers, and say how far they moved. "
+        help="write a model folder with weights of 8 or 4 bits",
+        description="Quantize the weights of a model's linear layers and experts, and say how far "
+        "they moved. "
         "The new folder loads like any other.",
     )
     parser.add_argument("model", metavar="MODEL", type=Path, help="local Hugging Face model folder")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument(
         "--dtype",
-        choices=("int8", "f8e4m3", "f8e5m2"),
+        choices=DTYPES,
         default="int8",
-        help="what weights are stored as (default: int8)",
+        help="what weights are stored as (default: int8); f4e2m1 is MXFP4, in blocks of 1 x 32",
     )
     parser.add_argument(
         "--type",
-        choices=("per_channel_symmetric", "per_tensor_symmetric"),
-        default="per_channel_symmetric",
-        help="one scale for each row of a weight, or one for all (default: per_channel_symmetric)",
+        choices=TYPES,
+        help="which values have one scale: a row of a weight (the default), all of it, a row of "
+        "each expert, or a block (the default with --block-size and for f4e2m1)",
+    )
+    parser.add_argument(
+        "--block-size",
+        nargs=2,
+        type=int,
+        metavar=("ROWS", "COLUMNS"),
+        help="the output and input features of a block, such as 128 128",
     )
     parser.add_argument(
         "--skip",
@@ -57,14 +73,28 @@ def run(args: argparse.Namespace) -> None:
 
     from nxdi.tools.quantization import quantize_folder
 
-    options = {"quantization_dtype": args.dtype, "quantization_type": args.type}
-    if args.skip:
-        options["modules_to_not_convert"] = args.skip
-    report = quantize_folder(args.model, args.out, architecture=args.architecture, **options)
+    report = quantize_folder(args.model, args.out, architecture=args.architecture, **_options(args))
     _print_report(args.out, report)
     if args.text is not None:
         before, after = (_perplexity(folder, args) for folder in (args.model, args.out))
         print(f"perplexity of {args.text}: {before:.3f} before, {after:.3f} after")
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """The keywords of NeuronConfig that a command line asks for."""
+    from nxdi.config.quantization import BLOCKWISE, E8M0_SCALES, MXFP4, MXFP4_BLOCK, PER_CHANNEL
+
+    options: dict[str, Any] = {"quantization_dtype": args.dtype}
+    size = args.block_size
+    if args.dtype == MXFP4:
+        options["quantization_scale_dtype"] = E8M0_SCALES
+        size = size or list(MXFP4_BLOCK)
+    options["quantization_type"] = args.type or (BLOCKWISE if size else PER_CHANNEL)
+    if size:
+        options["quantization_block_size"] = size
+    if args.skip:
+        options["modules_to_not_convert"] = args.skip
+    return options
 
 
 def _print_report(out: Path, report: QuantizationReport) -> None:

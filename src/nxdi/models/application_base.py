@@ -17,16 +17,23 @@ from nxdi.config.pool import size_pool
 from nxdi.config.quantization import WeightQuantization, weight_quantization
 from nxdi.errors import ConfigError
 from nxdi.graph.plan import GraphPlan, plan_graphs
-from nxdi.modules.quantization import quantize_modules, quantize_state
+from nxdi.modules.quantization import (
+    explaining_scales,
+    put_scales,
+    quantize_modules,
+    quantize_state,
+    take_scales,
+    widen_state,
+)
 from nxdi.parallel_layers.parallel_state import tensor_parallel
 from nxdi.runtime import snapshot
 from nxdi.runtime.artifact import Artifact
 from nxdi.runtime.backend import Backend, Program, StepModule
 from nxdi.runtime.backends.choice import make_backend
-from nxdi.runtime.checkpoint import find_checkpoint, read_checkpoint
 from nxdi.runtime.files import atomic_directory, locked
 from nxdi.runtime.fingerprint import code_version
-from nxdi.runtime.quantized import read_quantized, write_quantized
+from nxdi.runtime.prequantized.source import WeightsSource, source_of
+from nxdi.runtime.quantized import write_quantized
 from nxdi.runtime.runner import Runner
 from nxdi.runtime.weights import (
     check_weights,
@@ -119,13 +126,25 @@ class NeuronApplicationBase:
 
     def get_state_dict(self) -> dict[str, Tensor]:
         """The full checkpoint under the model's own names, memory-mapped."""
-        if self.neuron_config.quantized_checkpoints_path is not None:
-            return read_quantized(Path(self.neuron_config.quantized_checkpoints_path))
+        return self._state(self._weights_source().read())
+
+    def _weights_source(self) -> WeightsSource:
+        return source_of(self.model_path, self.config, self.neuron_config)
+
+    def _state(self, stored: dict[str, Tensor]) -> dict[str, Tensor]:
+        source = self._weights_source()
+        if source.is_converted:
+            return stored
+        weights, scales = source.split(stored)
+        state = self._converted(weights)
+        if scales:
+            with explaining_scales():
+                scales = self._converted(scales)
+        return put_scales(state, scales)
+
+    def _converted(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         prefix = self._STATE_DICT_MODEL_PREFIX
-        state = {
-            name.removeprefix(prefix): tensor
-            for name, tensor in read_checkpoint(self.model_path).items()
-        }
+        state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
         state = self.convert_hf_to_neuron_state_dict(state, self.config)
         if getattr(self.config, "tie_word_embeddings", False):
             self.update_state_dict_for_tied_weights(state)
@@ -150,7 +169,7 @@ class NeuronApplicationBase:
         source = copy.copy(config)
         source.neuron_config = copy.copy(neuron)
         source.neuron_config.quantized_checkpoints_path = None
-        _, full = cls(model_path, source)._checked_weights()
+        _, full = cls(model_path, source).checked_weights()
         with atomic_directory(Path(neuron.quantized_checkpoints_path)) as folder:
             write_quantized(folder, full)
 
@@ -159,25 +178,41 @@ class NeuronApplicationBase:
 
         Raises: WeightError listing everything that does not fit.
         """
-        wanted, full = self._checked_weights()
+        wanted, full = self.checked_weights()
         return [cut_for_rank(wanted, full, rank) for rank in ranks]
 
-    def _checked_weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def checked_weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The tensors the model wants, and those of the full checkpoint, which fit."""
-        model, full = self.build(Phase.DECODE), self.get_state_dict()
-        invoke_preshard_hooks(model, full)
-        scheme = self._weight_quantization()
+        model = self.build(Phase.DECODE)
+        full = self._presharded(model, self.get_state_dict())
+        stored, scheme = self.stored_quantization(), self.weight_quantization()
+        if stored is not None:
+            full = widen_state(model, full, stored)
         if scheme is not None:
             full = quantize_state(model, full, scheme)
         wanted = model_tensors(model)
         check_weights(wanted, full)
         return wanted, full
 
+    def _presharded(self, model: nn.Module, full: dict[str, Tensor]) -> dict[str, Tensor]:
+        scales = take_scales(full)
+        invoke_preshard_hooks(model, full)
+        if scales:
+            with explaining_scales():
+                invoke_preshard_hooks(model, scales)
+        return put_scales(full, scales)
+
+    def stored_scales(self, model: nn.Module) -> dict[str, Tensor]:
+        """The scales of the checkpoint by the names of `model`'s weights, without their values."""
+        stored = self._weights_source().read()
+        on_meta = {name: tensor.to("meta") for name, tensor in stored.items()}
+        return take_scales(self._presharded(model, self._state(on_meta)))
+
     # Building.
 
     def build(self, phase: Phase) -> nn.Module:
         """The module of one phase with one rank's shapes, on the meta device: without memory."""
-        scheme = self._weight_quantization()
+        scheme = self.weight_quantization()
         with without_memory(), tensor_parallel(self.neuron_config.tp_degree):
             model = type(self)._model_cls(self._config_for(phase)).eval()
             if scheme is not None:
@@ -185,8 +220,13 @@ class NeuronApplicationBase:
                 quantize_modules(model, scheme, is_tied)
         return model
 
-    def _weight_quantization(self) -> WeightQuantization | None:
+    def weight_quantization(self) -> WeightQuantization | None:
+        """How weights are held; None: as the checkpoint of an unquantized model has them."""
         return weight_quantization(self._config_for(Phase.DECODE).neuron_config)
+
+    def stored_quantization(self) -> WeightQuantization | None:
+        """How the weights of the checkpoint are quantized; None: they are not."""
+        return self._weights_source().scheme(self._config_for(Phase.DECODE).neuron_config)
 
     def _config_for(self, phase: Phase) -> InferenceConfig:
         config = copy.copy(self.config)
@@ -226,7 +266,7 @@ class NeuronApplicationBase:
         def compile_here() -> None:
             if not is_needed():
                 return
-            self._checked_weights()
+            self.checked_weights()
             with locked(path), tensor_parallel(self.neuron_config.tp_degree):
                 if is_needed():  # nobody compiled while we waited
                     Artifact(path).write(self, progress)
@@ -271,8 +311,7 @@ class NeuronApplicationBase:
         return self.neuron_config.tp_degree
 
     def checkpoint_files(self) -> list[Path]:
-        quantized = self.neuron_config.quantized_checkpoints_path
-        return find_checkpoint(self.model_path if quantized is None else Path(quantized))
+        return self._weights_source().files()
 
     def identity(self) -> dict[str, Any]:
         """What decides whether a compiled artefact serves this model."""

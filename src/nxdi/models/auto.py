@@ -13,9 +13,9 @@ from nxdi.config import NeuronConfig
 from nxdi.config.serialize import CONFIG_FILE
 from nxdi.errors import ConfigError
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
+from nxdi.models.folder_options import with_folder_options
 from nxdi.models.registry import class_for_folder
 from nxdi.runtime.artifact import Artifact
-from nxdi.runtime.quantized import with_folder_options
 from nxdi.runtime.store import MANIFEST, weights_fingerprint
 
 
@@ -59,7 +59,7 @@ class AutoModelForCausalLM:
             asked = {} if architecture is None else {"architecture": architecture}
             return _from_artifact(folder, {**asked, **options})
         model_cls = cls.class_for(folder, architecture)
-        options = with_folder_options(folder, options)
+        options = with_folder_options(model_cls, folder, options)
         neuron_config = model_cls.get_config_cls().get_neuron_config_cls()(**options)
         model = new_model(model_cls, folder, neuron_config)
         if artifact_dir is None and model.backend.name == "neuron":

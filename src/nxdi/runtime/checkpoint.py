@@ -50,7 +50,7 @@ def read_checkpoint(folder: Path) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
     for file in find_checkpoint(folder):
-        found = _read_file(file)
+        found = read_file(file)
         if twice := found.keys() & tensors.keys():
             raise WeightError(f"{file} repeats tensors of another file: {listed(twice)}; keep one")
         tensors.update(found)
@@ -137,7 +137,8 @@ def _is_file_name(name: object) -> bool:
     )
 
 
-def _read_file(file: Path) -> dict[str, Tensor]:
+def read_file(file: Path) -> dict[str, Tensor]:
+    """Tensors of one file, memory-mapped: safetensors, else PyTorch's. Raises: WeightError."""
     return read_safetensors(file) if file.suffix == ".safetensors" else _read_pickled(file)
 
 

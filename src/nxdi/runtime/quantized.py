@@ -14,13 +14,20 @@ from typing import Any
 from torch import Tensor
 
 from nxdi.config import serialize
-from nxdi.errors import ConfigError, UnsupportedError, WeightError
+from nxdi.errors import ConfigError, WeightError
 from nxdi.runtime.checkpoint import read_checkpoint, write_safetensors
 
 METHOD = "nxdi"
 _ALIASES = "tied_weights.json"
 # NeuronConfig's keywords that a folder decides.
-_KEYWORDS = ("quantization_type", "quantization_dtype", "modules_to_not_convert")
+KEYWORDS = (
+    "quantization_type",
+    "quantization_dtype",
+    "quantization_scale_dtype",
+    "quantization_block_size",
+    "quantization_block_axis",
+    "modules_to_not_convert",
+)
 
 
 def write_quantized(folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -49,35 +56,40 @@ def read_quantized(folder: Path) -> dict[str, Tensor]:
     return {**tensors, **{alias: tensors[name] for alias, name in aliases.items()}}
 
 
-def with_folder_options(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-    """NeuronConfig's keywords with those that a folder of quantized weights decides.
+def is_own(folder: Path) -> bool:
+    """Whether `write_quantized` has made this."""
+    return (folder / _ALIASES).is_file()
 
-    Raises: ConfigError if `options` ask for another quantization; UnsupportedError for a folder
-    that another program has quantized.
-    """
+
+def is_own_record(stored: object) -> bool:
+    """Whether a `quantization_config` is that of a folder of nxdi's."""
+    return isinstance(stored, Mapping) and stored.get("quant_method") == METHOD
+
+
+def own_keywords(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """NeuronConfig's keywords that such a `quantization_config` decides."""
+    return {name: stored[name] for name in KEYWORDS if name in stored}
+
+
+def folder_quantization(folder: Path) -> Any:
+    """What a folder's config.json says of how it is quantized; None: it is not."""
     config = serialize.parse(serialize.read_text(folder / "config.json"), "config.json")
-    stored = config.get("quantization_config")
-    if stored is None:
-        return dict(options)
-    if not isinstance(stored, dict) or stored.get("quant_method") != METHOD:
-        method = stored.get("quant_method") if isinstance(stored, dict) else stored
-        raise UnsupportedError(
-            f"{folder} has weights of quant_method={method!r}, which is not part of this release; "
-            "quantize the original checkpoint with `nxdi quantize`"
-        )
-    decided = {name: stored[name] for name in _KEYWORDS if name in stored}
-    for name, value in {"quantized": True, **decided}.items():
+    return config.get("quantization_config")
+
+
+def check_agrees(folder: Path, options: Mapping[str, Any], decided: Mapping[str, Any]) -> None:
+    """Raise ConfigError if `options` ask for another quantization than a folder has."""
+    for name, value in decided.items():
         if options.get(name, value) != value:
             raise ConfigError(
                 f"{name}={options[name]!r}, but {folder} was quantized with {name}={value!r}; "
                 "leave it out, or quantize the original checkpoint anew"
             )
-    return {**options, "quantized": True, **decided, "quantized_checkpoints_path": str(folder)}
 
 
 def quantization_record(options: Mapping[str, Any]) -> dict[str, Any]:
     """The `quantization_config` of a folder quantized with these keywords of NeuronConfig."""
     return {
         "quant_method": METHOD,
-        **{name: options[name] for name in _KEYWORDS if name in options},
+        **{name: options[name] for name in KEYWORDS if name in options},
     }

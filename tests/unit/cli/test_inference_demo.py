@@ -190,7 +190,7 @@ def test_sampling_in_the_graph_and_on_the_host(
     [
         ("--is-medusa", "is_medusa=True is refused"),
         ("--speculation-length 3", "speculation_length=3 is refused"),
-        ("--quantized --quantization-type blockwise_symmetric", "is not part of this release"),
+        ("--quantized --quantization-type blockwise_symmetric", "must be two integers"),
         ("--draft-model-path elsewhere", "--draft-model-path is refused: speculation"),
         ("--enable-prefix-caching", "set is_block_kv_layout=True"),
         ("--skip-compile --compile-only", "leave nothing to do"),

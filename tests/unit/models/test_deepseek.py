@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nxdi.errors import ConfigError, UnsupportedError, WeightError
+from nxdi.errors import ConfigError, WeightError
 from nxdi.models.auto import AutoModelForCausalLM
 from nxdi.modules.mlp import GatedMLP
 from nxdi.modules.moe import MoE
@@ -90,12 +90,6 @@ def test_layers_that_predict_further_tokens_are_left_out(folder: Path, tmp_path:
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(WeightError, match=r"not used by the model: layers\.3\.eh_proj"):
         make_app(target, **SHORT).compile(tmp_path / "artifact")
-
-
-def test_float8_checkpoints_are_refused_with_a_remedy(folder: Path, tmp_path: Path) -> None:
-    target = changed(folder, tmp_path / "model", quantization_config={"quant_method": "fp8"})
-    with pytest.raises(UnsupportedError, match="convert it to bfloat16"):
-        make_app(target, **SHORT)
 
 
 def test_the_bias_that_chooses_experts_keeps_its_float32(folder: Path) -> None:

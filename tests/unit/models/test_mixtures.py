@@ -128,13 +128,6 @@ def test_damaged_experts_of_dbrx(
         make_app(folder, **SHORT).compile(tmp_path / "artifact")
 
 
-def test_gpt_oss_in_4_bits_is_refused_with_a_remedy(tmp_path: Path) -> None:
-    folder = save_tiny(tiny_hf_model("gpt_oss"), tmp_path / "model")
-    edit_config(folder, quantization_config={"quant_method": "mxfp4"})
-    with pytest.raises(UnsupportedError, match=r"Mxfp4Config\(dequantize=True\)"):
-        make_app(folder, **SHORT)
-
-
 def test_more_experts_per_token_than_there_are(tmp_path: Path) -> None:
     folder = save_tiny(tiny_hf_model("mixtral"), tmp_path / "model")
     edit_config(folder, num_experts_per_tok=5)

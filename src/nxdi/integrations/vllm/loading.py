@@ -14,6 +14,7 @@ from nxdi.integrations.vllm.layout import is_paged, num_cache_blocks
 from nxdi.integrations.vllm.options import asked_options, neuron_options
 from nxdi.models.auto import AutoModelForCausalLM, default_artifact_dir, new_model
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
+from nxdi.models.folder_options import with_folder_options
 from nxdi.runtime.store import MANIFEST
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def load_model(config: VllmConfig) -> NeuronBaseForCausalLM:
     )
     asked = asked_options(config, is_paged(config), num_cache_blocks(config))
     model_cls = AutoModelForCausalLM.class_for(folder, config.model_config.architecture)
+    asked = with_folder_options(model_cls, folder, asked)
     path = env.neuron_artifacts()
     if path is not None and (path / MANIFEST).is_file():
         return _load_made_for(path, model_cls, folder, asked)

@@ -82,8 +82,10 @@ class NxdiPlatform(Platform):
     @classmethod
     def pre_register_and_update(cls, parser: FlexibleArgumentParser | None = None) -> None:
         from nxdi.integrations.vllm.patches import patch
+        from nxdi.integrations.vllm.quantization import register_quantization
 
         patch()
+        register_quantization()
 
     @classmethod
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:

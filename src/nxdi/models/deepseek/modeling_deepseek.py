@@ -1,7 +1,7 @@
 """DeepSeek-V3 and R1: latent attention, a few dense layers, then many small experts in groups.
 
 Source: arXiv:2412.19437; weights as in Hugging Face's DeepseekV3ForCausalLM, of transformers 4 and
-5, in 16 or 32 bits. Models of the same architecture by others, such as Moonlight, are served too.
+5. Models of the same architecture by others, such as Moonlight, are served too.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from nxdi.config import InferenceConfig, MoENeuronConfig, NeuronConfig
-from nxdi.errors import UnsupportedError
 from nxdi.models.llama.modeling_llama import LlamaInferenceConfig
 from nxdi.models.model_base import NeuronBaseForCausalLM, NeuronBaseModel
 from nxdi.models.qwen3_moe.modeling_qwen3_moe import rename_gates
@@ -21,7 +20,6 @@ from nxdi.modules.moe import MoE, MoESpec, fuse_experts, make_moe
 from nxdi.modules.norm import RMSNorm
 from nxdi.modules.rope import InterleavedRotaryEmbedding, RotaryEmbedding, rope_from_config
 from nxdi.modules.yarn import score_growth
-from nxdi.runtime.quantized import METHOD
 
 
 class DeepseekV3InferenceConfig(LlamaInferenceConfig):
@@ -44,16 +42,6 @@ class DeepseekV3InferenceConfig(LlamaInferenceConfig):
         super().add_derived_config()
         if hasattr(self, "qk_rope_head_dim"):
             self.head_dim = self.qk_rope_head_dim
-
-    def validate_config(self) -> None:
-        super().validate_config()
-        stored = getattr(self, "quantization_config", None)
-        if stored is not None and stored.get("quant_method") != METHOD:
-            raise UnsupportedError(
-                f"the checkpoint is quantized (quant_method={stored.get('quant_method')!r}), which "
-                "is not part of this release; convert it to bfloat16, as DeepSeek's "
-                "fp8_cast_bf16.py does, and remove quantization_config from its config.json"
-            )
 
     @classmethod
     def get_neuron_config_cls(cls) -> type[NeuronConfig]:

@@ -1,6 +1,7 @@
 """GPT-OSS: attention sinks, windows on every other layer, biases, experts with a clamped SwiGLU.
 
-Source: arXiv:2508.10925; weights as in Hugging Face's GptOssForCausalLM, in 16 or 32 bits.
+Source: arXiv:2508.10925; weights as in Hugging Face's GptOssForCausalLM, those of experts in MXFP4
+as published, or in 16 or 32 bits.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from nxdi.config import InferenceConfig, MoENeuronConfig, NeuronConfig
-from nxdi.errors import UnsupportedError
 from nxdi.models.llama.modeling_llama import LlamaInferenceConfig
 from nxdi.models.model_base import NeuronBaseForCausalLM, NeuronBaseModel
 from nxdi.modules.attention import NeuronAttentionBase
@@ -26,15 +26,6 @@ class GptOssInferenceConfig(LlamaInferenceConfig):
     def get_required_attributes(self) -> list[str]:
         own = ["sliding_window", "layer_types", "num_local_experts", "num_experts_per_tok"]
         return [*super().get_required_attributes(), *own]
-
-    def validate_config(self) -> None:
-        super().validate_config()
-        if getattr(self, "quantization_config", None) is not None:
-            raise UnsupportedError(
-                "the checkpoint is quantized (MXFP4), which is not part of this release; load it "
-                "in transformers with Mxfp4Config(dequantize=True), save it with save_pretrained, "
-                "and remove quantization_config from its config.json"
-            )
 
     @classmethod
     def get_neuron_config_cls(cls) -> type[NeuronConfig]:

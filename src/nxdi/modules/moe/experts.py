@@ -31,6 +31,22 @@ class ExpertGroups(Protocol):
     def __call__(self, x: Tensor, which: Tensor | None = None) -> Tensor: ...
 
 
+class ExpertFormat(Protocol):
+    """How the weights of all experts are stored."""
+
+    def take(self, experts: nn.Module, name: str, which: Tensor | None, like: Tensor) -> Tensor:
+        """The weight with this name, of `which` experts (default: all), in the dtype of `like`."""
+        ...
+
+
+class PlainExperts:
+    """`getattr(experts, name)` is the weight; 16 bits are widened once they are taken."""
+
+    def take(self, experts: nn.Module, name: str, which: Tensor | None, like: Tensor) -> Tensor:
+        weight: Tensor = getattr(experts, name)
+        return (weight if which is None else weight[which]).to(like.dtype)
+
+
 class Experts(nn.Module):
     """down(glu(gate_up(x))) with this rank's part of this rank's experts.
 
@@ -38,6 +54,9 @@ class Experts(nn.Module):
     x, a part of a sum over ranks. The weights have all experts in one: gate_up_proj [E, H, 2 * I],
     down_proj [E, I, H].
     """
+
+    WEIGHTS = ("gate_up_proj", "down_proj")
+    weight_format: ExpertFormat = PlainExperts()
 
     def __init__(self, spec: MoESpec, layout: ExpertLayout, dtype: torch.dtype) -> None:
         super().__init__()
@@ -76,13 +95,12 @@ class Experts(nn.Module):
         return experts - place * self.num_local
 
     def forward(self, x: Tensor, which: Tensor | None = None) -> Tensor:
-        gate_up = _project(x, self.gate_up_proj, self.gate_up_proj_bias, which)
-        return _project(self.glu(gate_up), self.down_proj, self.down_proj_bias, which)
+        gate_up = self._project(x, "gate_up_proj", self.gate_up_proj_bias, which)
+        return self._project(self.glu(gate_up), "down_proj", self.down_proj_bias, which)
 
-
-def _project(x: Tensor, weight: Tensor, bias: Tensor | None, which: Tensor | None) -> Tensor:
-    """x @ weight of each group, plus its bias; 16-bit weights are widened once they are taken."""
-    if which is not None:
-        weight, bias = weight[which], None if bias is None else bias[which]
-    y = torch.bmm(x, weight.to(x.dtype))
-    return y if bias is None else y + bias.to(x.dtype).unsqueeze(1)
+    def _project(self, x: Tensor, name: str, bias: Tensor | None, which: Tensor | None) -> Tensor:
+        """x @ weight of each group, plus its bias."""
+        y = torch.bmm(x, self.weight_format.take(self, name, which, like=x))
+        if bias is None:
+            return y
+        return y + (bias if which is None else bias[which]).to(x.dtype).unsqueeze(1)

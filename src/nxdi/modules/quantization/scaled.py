@@ -1,58 +1,77 @@
-"""Weights of 8 bits with one scale for the whole, or one for each row."""
+"""The formats of layers with quantized weights: how those are multiplied and looked up."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nxdi.config.quantization import WeightQuantization
+from nxdi.modules.quantization.blocks import BlockFormat
 
 
 @dataclass(frozen=True)
-class ScaledWeight:
-    """weight = `layer.weight` * `layer.scale`.
+class BlockWeight:
+    """`layer.weight` and `layer.scale` in blocks; the weight is widened wherever it is used."""
 
-    Shapes: weight [N, K]; scale float32 [N, 1], or [1, 1] for all rows. The product is scaled, not
-    the weight, which is read in its 8 bits.
-    """
-
+    stored: BlockFormat
     dtype: torch.dtype  # of what comes out
+
+    def multiply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        weight = self.stored.widen(*_stored(layer)).to(x.dtype)
+        return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+
+    def look_up(self, layer: nn.Module, ids: Tensor) -> Tensor:
+        weight, scale = _stored(layer)
+        rows, columns = self.stored.block
+        row = replace(self.stored, block=(1, columns))
+        if rows is None:
+            found = scale.expand(ids.numel(), -1)
+        else:
+            found = F.embedding(torch.div(ids, rows, rounding_mode="floor").flatten(), scale)
+        wide = row.widen(F.embedding(ids.flatten(), weight), found)
+        return wide.to(self.dtype).view(*ids.shape, -1)
+
+
+@dataclass(frozen=True)
+class ScaledWeight(BlockWeight):
+    """One scale for each row, or for all: the product is scaled, not the weight.
+
+    So a kernel can read the weight in its 8 bits.
+    """
 
     def multiply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         weight, scale = _stored(layer)
         y = F.linear(x, weight.to(x.dtype)) * scale.view(-1).to(x.dtype)
         return y if bias is None else y + bias.to(x.dtype)
 
-    def look_up(self, layer: nn.Module, ids: Tensor) -> Tensor:
-        weight, scale = _stored(layer)
-        rows = F.embedding(ids, weight).to(self.dtype)
-        scales = scale if scale.shape[0] == 1 else F.embedding(ids, scale)
-        return rows * scales.to(self.dtype)
+
+@dataclass(frozen=True)
+class BlockExperts:
+    """The weights of all experts in blocks; those that are taken are widened.
+
+    stored: of each weight, by its name; its scales have the same name and "_scale".
+    """
+
+    stored: Mapping[str, BlockFormat]
+
+    def take(self, experts: nn.Module, name: str, which: Tensor | None, like: Tensor) -> Tensor:
+        weight, scale = getattr(experts, name), getattr(experts, f"{name}_scale")
+        if which is not None:
+            weight = weight[which]
+            scale = scale if scale.shape[0] == 1 else scale[which]
+        return self.stored[name].widen(weight, scale).to(like.dtype)
+
+
+def make_weight_format(stored: BlockFormat, dtype: torch.dtype) -> BlockWeight:
+    """The format of a linear or embedding layer."""
+    is_by_row = stored.block[1] is None and stored.values.per_byte == 1
+    return (ScaledWeight if is_by_row and stored.block[0] in (None, 1) else BlockWeight)(
+        stored, dtype
+    )
 
 
 def _stored(layer: nn.Module) -> tuple[Tensor, Tensor]:
     return layer.weight, layer.scale  # type: ignore[return-value]  # parameters
-
-
-def quantize(weight: Tensor, scheme: WeightQuantization) -> tuple[Tensor, Tensor]:
-    """The weight of a checkpoint in 8 bits, and its scales; rounds to nearest, ties to even.
-
-    Shapes: weight [N, K] -> [N, K], and float32 [N, 1] or [1, 1].
-    """
-    wide = weight.float()
-    largest = wide.abs()
-    largest = largest.amax(1, keepdim=True) if scheme.is_per_channel else largest.max().view(1, 1)
-    # A row of zeros has no scale of its own; any gives zeros.
-    scale = torch.where(largest > 0, largest / scheme.bound, torch.ones_like(largest))
-    stored = (wide / scale).clamp(-scheme.bound, scheme.bound)
-    if not scheme.dtype.is_floating_point:
-        stored = stored.round()
-    return stored.to(scheme.dtype), scale
-
-
-def dequantize(weight: Tensor, scale: Tensor) -> Tensor:
-    """What a quantized weight stands for, in float32."""
-    return weight.float() * scale

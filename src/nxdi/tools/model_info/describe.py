@@ -7,16 +7,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nxdi.config import no_op_options, serialize
+from nxdi.config.quantization import WeightQuantization
 from nxdi.graph.plan import GraphSpec
 from nxdi.kernels.registry import Choice
 from nxdi.models.application_base import NeuronApplicationBase
+from nxdi.modules.quantization import quantized_names, scale_name
 from nxdi.runtime.backends.preview import preview_kernels
 from nxdi.runtime.estimate import checkpoint_dtype, checkpoint_on_meta, memory_of, rank_bytes
 from nxdi.runtime.weights import invoke_preshard_hooks, model_tensors
-from nxdi.tools.model_info.notes import pool_notes, rolling_notes, sharding_notes, tied_notes
+from nxdi.tools.model_info.notes import (
+    pool_notes,
+    quantization_notes,
+    rolling_notes,
+    sharding_notes,
+    tied_notes,
+)
 from nxdi.tools.model_info.records import CacheInfo, GraphInfo, KernelInfo, ModelInfo, NoOpInfo
 from nxdi.tools.model_info.request import plan_request
 from nxdi.types import Phase
@@ -45,11 +53,12 @@ def describe_model(
         backend=app.backend.name,
         torch_dtype=str(config.torch_dtype).removeprefix("torch."),
         tp_degree=config.tp_degree,
-        num_parameters=_num_parameters(full),
+        num_parameters=_num_parameters(module, full, app.weight_quantization()),
         weight_bytes=tuple(rank_bytes(wanted, full, rank, shares) for rank in range(app.num_ranks)),
         cache_bytes=sum(cache.num_bytes for cache in caches),
         caches=caches,
         notes=(
+            *quantization_notes(module, app.weight_quantization(), app.stored_quantization()),
             *tied_notes(wanted, full, shares),
             *sharding_notes(wanted, app.num_ranks),
             *rolling_notes(module),
@@ -64,8 +73,20 @@ def describe_model(
     )
 
 
-def _num_parameters(full: Mapping[str, Tensor]) -> int:
-    return sum({memory_of(tensor): tensor.numel() for tensor in full.values()}.values())
+def _num_parameters(
+    model: nn.Module, full: Mapping[str, Tensor], kept: WeightQuantization | None
+) -> int:
+    """Of the model that quantized weights stand for."""
+    quantized = quantized_names(model)
+    scales = {scale_name(name) for name in quantized}
+    per_element = dict.fromkeys(quantized, 2 if kept is not None and kept.is_packed else 1)
+    return sum(
+        {
+            memory_of(tensor): tensor.numel() * per_element.get(name, 1)
+            for name, tensor in full.items()
+            if name not in scales
+        }.values()
+    )
 
 
 def _caches(app: NeuronApplicationBase, module: Any) -> tuple[CacheInfo, ...]:

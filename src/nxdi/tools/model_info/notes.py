@@ -1,4 +1,4 @@
-"""What a reader of the memory numbers would not expect: tied, padded, copied, rolling."""
+"""What one would not expect of the memory numbers: tied, padded, copied, quantized, rolling."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from nxdi.config import NeuronConfig
+from nxdi.config.quantization import Block, WeightQuantization
 from nxdi.modules.kvcache import ChunkedCache, RollingCache, WindowCache
+from nxdi.modules.quantization import quantized_names
 from nxdi.parallel_layers.sharding import DimShard, ExpertShard, HeadShard, shard_of
 from nxdi.runtime.estimate import memory_of
 from nxdi.runtime.weights import cut_for_rank
@@ -45,6 +47,31 @@ def sharding_notes(wanted: Mapping[str, Tensor], num_ranks: int) -> Iterator[str
             found[re.sub(r"\.\d+\.", ".*.", name)] = text
     for names in _groups(found, smallest=1):
         yield f"{', '.join(names)}: {found[names[0]]}"
+
+
+def quantization_notes(
+    model: nn.Module, kept: WeightQuantization | None, stored: WeightQuantization | None
+) -> Iterator[str]:
+    """How weights are kept, and whether they are widened when they are loaded.
+
+    stored: how those of the checkpoint are quantized.
+    """
+    if kept is not None:
+        yield (
+            f"{len(quantized_names(model))} weights are kept as {kept.name}, with "
+            f"{_scales_note(kept.linear_block)}"
+        )
+        if kept.skipped and stored is not None:
+            yield "the others are plain in the checkpoint, or widened when they are loaded"
+    elif stored is not None:
+        yield f"weights of {stored.name} are widened when they are loaded (quantized=False)"
+
+
+def _scales_note(block: Block) -> str:
+    rows, columns = block
+    if columns is not None:
+        return f"one scale for each {rows} x {columns} values"
+    return "one scale" if rows is None else "one scale for each row"
 
 
 def pool_notes(config: NeuronConfig) -> Iterator[str]:

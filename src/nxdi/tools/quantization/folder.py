@@ -14,11 +14,20 @@ from torch import Tensor
 from nxdi.config import serialize
 from nxdi.errors import ConfigError
 from nxdi.models.auto import AutoModelForCausalLM, new_model
-from nxdi.modules.quantization import dequantize
+from nxdi.models.causal_lm import NeuronBaseForCausalLM
+from nxdi.modules.quantization import (
+    dequantize,
+    parts_of,
+    quantize_state,
+    quantized_names,
+    scale_name,
+)
 from nxdi.runtime.files import atomic_directory
 from nxdi.runtime.progress import Progress
 from nxdi.runtime.quantized import quantization_record, write_quantized
+from nxdi.runtime.weights import check_weights, model_tensors
 from nxdi.tools.model_folder import copy_companions
+from nxdi.types import Phase
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,8 @@ def quantize_folder(
 
     progress: show a progress bar (default: on a terminal).
     architecture: as `AutoModelForCausalLM.from_pretrained` takes it.
-    options: quantization_dtype, quantization_type and modules_to_not_convert of NeuronConfig.
+    options: quantization_dtype, quantization_type and its kin, and modules_to_not_convert of
+    NeuronConfig.
     Raises: ConfigError if `out_dir` is not empty, or for an option that quantization does not have.
     """
     source, target = Path(model_dir), Path(out_dir)
@@ -62,13 +72,34 @@ def quantize_folder(
     model_cls = AutoModelForCausalLM.class_for(source, architecture)
     options_cls = model_cls.get_config_cls().get_neuron_config_cls()
 
-    def weights(asked: Mapping[str, Any]) -> dict[str, Tensor]:
-        common = {"torch_dtype": "float32", "backend": "cpu"}
-        neuron = options_cls(**common, **asked)
-        return new_model(model_cls, source, neuron)._checked_weights()[1]
+    common = {"torch_dtype": "float32", "backend": "cpu"}
 
-    before, after = weights({}), weights({"quantized": True, **options})
-    report = _compare(before, after, progress)
+    def app(asked: Mapping[str, Any]) -> NeuronBaseForCausalLM:
+        return new_model(model_cls, source, options_cls(**common, **asked))
+
+    quantized = app({"quantized": True, **options})
+    scheme = quantized.weight_quantization()
+    assert scheme is not None
+    model = quantized.build(Phase.DECODE)
+    before = app({}).checked_weights()[1]
+    after = quantize_state(model, before, scheme)
+    wanted = model_tensors(model)
+    check_weights(wanted, after)
+
+    def error(name: str) -> LayerError:
+        stored, scale, weight = after[name], after[scale_name(name)], before[name].float()
+        moved = dequantize(stored, scale, scheme, *parts_of(wanted[name])) - weight
+        size = float(weight.pow(2).mean().sqrt())
+        relative = float(moved.pow(2).mean().sqrt()) / size if size else 0.0
+        return LayerError(name.removesuffix(".weight"), relative)
+
+    layers = []
+    names = quantized_names(model)
+    with Progress("quantize", progress) as bar:
+        for done, name in enumerate(names, start=1):
+            layers.append(error(name))
+            bar.report(done, len(names), name)
+    report = QuantizationReport(layers, _size(before), _size(after))
     config = serialize.parse(serialize.read_text(source / "config.json"), "config.json")
     config["quantization_config"] = quantization_record(options)
     with atomic_directory(target) as folder:
@@ -76,22 +107,6 @@ def quantize_folder(
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         write_quantized(folder, after)
     return report
-
-
-def _compare(
-    before: Mapping[str, Tensor], after: Mapping[str, Tensor], progress: bool | None
-) -> QuantizationReport:
-    scales = [name for name in after if name.endswith(".scale") and name not in before]
-    layers = []
-    with Progress("quantize", progress) as bar:
-        for done, scale in enumerate(scales, start=1):
-            name = scale.removesuffix(".scale")
-            weight = before[f"{name}.weight"].float()
-            error = dequantize(after[f"{name}.weight"], after[scale]) - weight
-            size = float(weight.pow(2).mean().sqrt())
-            layers.append(LayerError(name, float(error.pow(2).mean().sqrt()) / size if size else 0))
-            bar.report(done, len(scales), name)
-    return QuantizationReport(layers, _size(before), _size(after))
 
 
 def _size(tensors: Mapping[str, Tensor]) -> int:

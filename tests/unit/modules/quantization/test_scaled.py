@@ -11,7 +11,8 @@ from nxdi.config import NeuronConfig
 from nxdi.config.quantization import WeightQuantization, weight_quantization
 from nxdi.errors import ConfigError, UnsupportedError
 from nxdi.modules.quantization import dequantize, quantize
-from nxdi.modules.quantization.scaled import ScaledWeight
+from nxdi.modules.quantization.blocks import format_of
+from nxdi.modules.quantization.scaled import ScaledWeight, make_weight_format
 from nxdi.parallel_layers.layers import ColumnParallelLinear
 from tolerances import SUM_ORDER_FP32
 
@@ -41,7 +42,9 @@ def test_int8_is_off_by_half_a_step_at_most(kind: str, seed: int, rows: int, col
     stored, scale = quantize(weight, scheme(kind=kind))
     assert stored.dtype is torch.int8
     assert tuple(scale.shape) == ((rows, 1) if kind == "per_channel_symmetric" else (1, 1))
-    assert bool(((dequantize(stored, scale) - weight).abs() <= scale * 0.5001).all())
+    assert bool(
+        ((dequantize(stored, scale, scheme(kind=kind)) - weight).abs() <= scale * 0.5001).all()
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -50,7 +53,7 @@ def test_extreme_rows(dtype: str) -> None:
     tiny = torch.finfo(torch.float32).tiny
     weight = torch.tensor([[0.0, 0, 0], [1e-30, -1e-30, 0], [3e38, -1, 1e30], [1e4, 1e-4, -tiny]])
     stored, scale = quantize(weight, scheme(dtype))
-    found = dequantize(stored, scale)
+    found = dequantize(stored, scale, scheme(dtype))
     assert bool(found.isfinite().all())
     assert found[0].tolist() == [0, 0, 0]
     for row in (1, 2, 3):
@@ -61,7 +64,8 @@ def test_extreme_rows(dtype: str) -> None:
 def test_what_is_exact_stays_exact(dtype: str) -> None:
     bound = scheme(dtype).bound
     weight = torch.tensor([[bound, -bound, 0.0, 1.0, -64.0, bound]])
-    assert torch.equal(dequantize(*quantize(weight, scheme(dtype))), weight)
+    stored = quantize(weight, scheme(dtype))
+    assert torch.equal(dequantize(*stored, scheme(dtype)), weight)
 
 
 def test_float8_is_bounded_by_what_the_device_has() -> None:
@@ -71,8 +75,11 @@ def test_float8_is_bounded_by_what_the_device_has() -> None:
         assert stored.float().abs().max() == bound
 
 
-@pytest.mark.parametrize("num_scales", [1, 6])
-def test_products_and_rows_are_those_of_the_weight_it_stands_for(num_scales: int) -> None:
+@pytest.mark.parametrize("kind", ["per_channel_symmetric", "per_tensor_symmetric"])
+def test_products_and_rows_are_those_of_the_weight_it_stands_for(kind: str) -> None:
+    found = make_weight_format(format_of(scheme(kind=kind), 2), torch.float32)
+    assert isinstance(found, ScaledWeight)
+    num_scales = 6 if kind == "per_channel_symmetric" else 1
     layer = ColumnParallelLinear(5, 6, bias=True)
     draw = torch.Generator().manual_seed(0)
     layer.weight = torch.nn.Parameter(
@@ -80,8 +87,7 @@ def test_products_and_rows_are_those_of_the_weight_it_stands_for(num_scales: int
     )
     layer.scale = torch.nn.Parameter(torch.rand(num_scales, 1, generator=draw))
     bias, x = torch.randn(6, generator=draw), torch.randn(2, 3, 5, generator=draw)
-    plain = dequantize(layer.weight, layer.scale)
-    found = ScaledWeight(torch.float32)
+    plain = dequantize(layer.weight, layer.scale, scheme(kind=kind))
     torch.testing.assert_close(
         found.multiply(layer, x, bias), x @ plain.T + bias, rtol=0, atol=100 * SUM_ORDER_FP32
     )
@@ -92,9 +98,8 @@ def test_products_and_rows_are_those_of_the_weight_it_stands_for(num_scales: int
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"quantization_type": "blockwise_symmetric"}, UnsupportedError, "per_channel_symmetric"),
-        ({"quantization_dtype": "int4"}, UnsupportedError, "int8"),
-        ({"quantization_block_size": [1, 128]}, UnsupportedError, "quantization_block_size"),
+        ({"quantization_type": "asymmetric"}, UnsupportedError, "per_channel_symmetric"),
+        ({"quantization_dtype": "int3"}, UnsupportedError, "int8"),
         ({"activation_quantization_type": "dynamic"}, UnsupportedError, "activation"),
         ({"quantized": False, "modules_to_not_convert": ["x"]}, ConfigError, "quantized=True"),
         ({"quantized": False, "quantized_checkpoints_path": "x"}, ConfigError, "quantized=True"),

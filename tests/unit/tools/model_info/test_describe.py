@@ -15,6 +15,7 @@ from nxdi.errors import BucketError
 from nxdi.runtime.backends.cpu.backend import CpuRank
 from nxdi.runtime.backends.eager import EagerRank
 from nxdi.tools.model_info import ModelInfo, describe_model
+from quantized_folders import KINDS, save_quantized
 from tiny_models import COMPILED, FAMILIES, load_app, make_app, save_tiny, tiny_hf_model
 
 ODD: dict[str, Any] = {  # heads, vocabulary and sizes that divide by no number of ranks
@@ -203,3 +204,48 @@ def test_kernels_of_each_graph(saved: Path) -> None:
     kernels = {kernel.op: kernel for kernel in info.graphs[0].kernels}
     assert kernels.keys() == {"attend", "linear"}
     assert all(isinstance(kernel.declined, dict) for kernel in kernels.values())
+
+
+BLOCKS = {"quantization_type": "blockwise_symmetric", "quantization_block_size": [1, 16]}
+
+
+@pytest.mark.parametrize(
+    ("options", "note"),
+    [
+        ({"quantization_type": "per_tensor_symmetric"}, "15 weights are kept as int8, with one"),
+        ({"quantization_type": "per_channel_symmetric"}, "one scale for each row"),
+        ({"quantization_dtype": "int4", **BLOCKS}, "one scale for each 1 x 16 values"),
+    ],
+)
+def test_quantized_weights(options: dict[str, Any], note: str, tmp_path: Path) -> None:
+    folder = save(tmp_path)
+    plain = describe_model(make_app(folder, **SHORT))
+    info = check_memory(folder, quantized=True, **options)
+    assert info.num_parameters == plain.num_parameters
+    assert max(info.weight_bytes) < 0.35 * max(plain.weight_bytes)
+    assert note in info.notes[0]
+
+
+def test_quantized_weights_that_are_widened(tmp_path: Path) -> None:
+    save_quantized(tiny_hf_model("llama"), tmp_path / "model", KINDS["fp8"], is_projection)
+    info = check_memory(tmp_path / "model")
+    assert info.notes[0] == "weights of f8e4m3 are widened when they are loaded (quantized=False)"
+    kept = check_memory(
+        tmp_path / "model",
+        quantized=True,
+        modules_to_not_convert=["lm_head"],
+        **FP8,
+    )
+    assert "14 weights are kept as f8e4m3, with one scale for each 16 x 8 values" in kept.notes
+    assert any("plain in the checkpoint" in note for note in kept.notes)
+
+
+def is_projection(module: str) -> bool:
+    return module.endswith("proj")
+
+
+FP8 = {
+    "quantization_type": "blockwise_symmetric",
+    "quantization_dtype": "f8e4m3",
+    "quantization_block_size": [16, 8],
+}

@@ -13,9 +13,14 @@ from safetensors.torch import load_file
 
 import nxdi
 from nxdi.errors import ConfigError, UnsupportedError, WeightError
+from nxdi.models.folder_options import with_folder_options
 from nxdi.models.llama.modeling_llama import NeuronLlamaForCausalLM
+from nxdi.models.registry import class_for_folder
+from nxdi.modules.quantization import widen_state
 from nxdi.tools.quantization import perplexity, quantize_folder
-from tiny_models import save_tiny, tiny_hf_model
+from nxdi.types import Phase
+from tiny_models import make_app, save_tiny, tiny_hf_model
+from tolerances import LOGITS_FP32
 
 OPTIONS: dict[str, Any] = {"backend": "eager", "seq_len": 64, "torch_dtype": "float32"}
 IDS = torch.tensor([[5, 9, 3, 71, 20]])
@@ -157,9 +162,76 @@ def test_missing_scales_are_listed(quantized_dir: Path, tmp_path: Path) -> None:
         logits(folder)
 
 
-def test_experts_and_layers_with_arithmetic_of_their_own_are_refused(tmp_path: Path) -> None:
-    folder = save_tiny(tiny_hf_model("mixtral"), tmp_path / "mixtral")
-    with pytest.raises(UnsupportedError, match="experts"):
-        quantize_folder(folder, tmp_path / "out")
-    report = quantize_folder(folder, tmp_path / "out", modules_to_not_convert=["experts"])
-    assert {layer.name.split(".")[-1] for layer in report.layers} >= {"q_proj", "o_proj"}
+BLOCKS: dict[str, dict[str, Any]] = {
+    "int8": {"quantization_block_size": [16, 8]},
+    "int4": {"quantization_block_size": [1, 16]},
+    "f4e2m1": {"quantization_block_size": [1, 32], "quantization_scale_dtype": "f8e8m0"},
+}
+EXPERTS = {
+    **{
+        f"{dtype} blocks": {
+            "quantization_type": "blockwise_symmetric",
+            "quantization_dtype": dtype,
+            **size,
+        }
+        for dtype, size in BLOCKS.items()
+    },
+    "per tensor": {"quantization_type": "per_tensor_symmetric"},
+    "per channel": PER_CHANNEL,
+    "expert-wise": {
+        "quantization_type": "expert_wise_per_channel_symmetric",
+        "quantization_dtype": "f8e4m3",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"), [*(("mixtral", kind) for kind in EXPERTS), ("qwen3_moe", "expert-wise")]
+)
+def test_mixtures_of_experts(family: str, kind: str, tmp_path: Path) -> None:
+    """On any ranks the same, and what the weights stand for."""
+    source = save_tiny(tiny_hf_model(family), tmp_path / "plain")
+    folder = tmp_path / "quantized"
+    report = quantize_folder(source, folder, **EXPERTS[kind])
+    assert sum(layer.name.endswith("experts.down_proj") for layer in report.layers) > 0
+    assert 0 < report.worst.relative < 0.2
+    one = logits(folder)
+    for options in ({"tp_degree": 2}, {"tp_degree": 2, "moe_ep_degree": 2}):
+        torch.testing.assert_close(logits(folder, **options), one, rtol=0, atol=LOGITS_FP32)
+    torch.testing.assert_close(widened_logits(folder, source), one, rtol=0, atol=LOGITS_FP32)
+
+
+def widened_logits(quantized: Path, source: Path) -> torch.Tensor:
+    """Of the model in `source` with the weights that those of a quantized folder stand for."""
+    model_cls = class_for_folder(source)
+    app = make_app(quantized, **with_folder_options(model_cls, quantized, OPTIONS))
+    scheme = app.weight_quantization()
+    assert scheme is not None
+    plain = make_app(source, **OPTIONS)
+    found = widen_state(plain.build(Phase.DECODE), app.get_state_dict(), scheme)
+    plain.get_state_dict = lambda: dict(found)  # type: ignore[method-assign]  # in place of a folder
+    plain.compile(quantized / "widened", progress=False)
+    plain.load(quantized / "widened")
+    answer = plain(IDS).logits
+    assert answer is not None
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    return answer
+
+
+def test_a_quantized_folder_is_quantized_otherwise(quantized_dir: Path, tmp_path: Path) -> None:
+    """From what its weights stand for."""
+    quantize_folder(quantized_dir, tmp_path / "again", **PER_CHANNEL)
+    torch.testing.assert_close(
+        logits(tmp_path / "again"), logits(quantized_dir), rtol=0, atol=LOGITS_FP32
+    )
+    report = quantize_folder(quantized_dir, tmp_path / "four", quantization_dtype="int4")
+    assert report.size_after < 0.2 * report.size_before
+
+
+def test_float8_that_the_device_does_not_have(model_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    quantize_folder(model_dir, folder, quantization_dtype="f8e4m3", **PER_CHANNEL)
+    options = with_folder_options(class_for_folder(folder), folder, {"target": "trn2"})
+    app = make_app(folder, **{**options, "backend": "neuron"})
+    with pytest.raises(WeightError, match=r"up to 448, and on this device float8_e4m3 ends at 240"):
+        app.checked_weights()
