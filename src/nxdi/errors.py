@@ -33,3 +33,14 @@ class WeightError(NxdiError, ValueError):
 
 class ArtifactError(NxdiError):
     """A compiled artefact is damaged, incomplete, or was built for something else."""
+
+
+class KernelError(NxdiError, ValueError):
+    """An NKI kernel breaks a rule of the hardware or of the language.
+
+    `rule` names the rule; `line` is the kernel's source line as "file:number", or "".
+    """
+
+    def __init__(self, rule: str, line: str, message: str) -> None:
+        super().__init__(f"{line}: {message} [{rule}]" if line else f"{message} [{rule}]")
+        self.rule, self.line = rule, line

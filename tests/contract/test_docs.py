@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from nxdi import cli
 from nxdi.cli import demo_options
 from nxdi.config.recipe import load_recipe
+from nxdi.kernels.sim.rules import RULES
 from nxdi.models import registry
 from tiny_models import save_tiny, tiny_hf_model
 
@@ -69,6 +70,24 @@ def test_tools(
     assert (tmp_path / "benchmark_report.html").exists()
     assert len(list((tmp_path / "snapshots").rglob("input_ids.npy"))) == 2
     assert (names["small"] / "config.json").exists()
+
+
+def test_write_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worked kernel runs as a file, then what the page does with it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    kernel, *steps = blocks("write-a-kernel.md", "python")
+    (tmp_path / "my_kernels.py").write_text(kernel)
+    names: dict[str, Any] = {}
+    for block in steps:
+        exec(block, names)
+    assert torch.equal(names["result"], names["expected"])
+    assert (tmp_path / "scaled_add.html").exists()
+
+
+def test_every_rule_of_the_simulator_is_listed() -> None:
+    listed = dict(re.findall(r"^\| `([a-z0-9-]+)` \| (.*) \|$", DOCS["simulator.md"], re.MULTILINE))
+    assert listed == {name: text.replace("|", "or") for name, text in RULES.items()}
 
 
 def test_the_recipe_in_tools_is_the_one_in_the_repository(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""`nki.language`: tensors, operators, loops. Operators and dtypes are added by `sim.modules`."""
