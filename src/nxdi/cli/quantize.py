@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nxdi.cli.format import format_size
 from nxdi.cli.model_options import check_model_folder, load_tokenizer
+from nxdi.errors import ConfigError
 
 if TYPE_CHECKING:
     from nxdi.tools.quantization import QuantizationReport
@@ -44,6 +46,12 @@ def add_parser(subparsers: Any) -> None:
         metavar="PART",
         help="leave modules alone whose name contains PART; may be repeated",
     )
+    parser.add_argument(
+        "--activations",
+        choices=("dynamic", "static"),
+        help="quantize the inputs of those layers as well, with a scale for each token or with one "
+        "for each layer, which is measured on the text of --text",
+    )
     parser.add_argument("--architecture", metavar="NAME", help="what serves the model")
     parser.add_argument(
         "--text", type=Path, metavar="FILE", help="measure the perplexity of this text as well"
@@ -54,17 +62,34 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write the folder, and print what changed."""
     check_model_folder(args.model)
+    if args.activations == "static" and args.text is None:
+        raise ConfigError("--activations static measures its scales on a text; give --text FILE")
+    _print_report(args.out, _write(args))
+    if args.text is not None:
+        before, after = (_perplexity(folder, args) for folder in (args.model, args.out))
+        print(f"perplexity of {args.text}: {before:.3f} before, {after:.3f} after")
 
-    from nxdi.tools.quantization import quantize_folder
+
+def _write(args: argparse.Namespace) -> QuantizationReport:
+    from nxdi.tools.quantization import calibrate_folder, quantize_folder
 
     options = {"quantization_dtype": args.dtype, "quantization_type": args.type}
     if args.skip:
         options["modules_to_not_convert"] = args.skip
-    report = quantize_folder(args.model, args.out, architecture=args.architecture, **options)
-    _print_report(args.out, report)
-    if args.text is not None:
-        before, after = (_perplexity(folder, args) for folder in (args.model, args.out))
-        print(f"perplexity of {args.text}: {before:.3f} before, {after:.3f} after")
+    if args.activations == "dynamic":
+        options["activation_quantization_type"] = args.activations
+    if args.activations != "static":
+        return quantize_folder(args.model, args.out, architecture=args.architecture, **options)
+    with tempfile.TemporaryDirectory() as work:
+        plain = Path(work) / "weights"
+        report = quantize_folder(args.model, plain, architecture=args.architecture, **options)
+        calibrate_folder(plain, args.out, _tokens(args.model, args.text), args.architecture)
+    return report
+
+
+def _tokens(folder: Path, text: Path) -> list[int]:
+    tokens: list[int] = load_tokenizer(folder)(text.read_text(encoding="utf-8"))["input_ids"]
+    return tokens
 
 
 def _print_report(out: Path, report: QuantizationReport) -> None:
@@ -80,7 +105,7 @@ def _perplexity(folder: Path, args: argparse.Namespace) -> float:
     from nxdi.models.auto import AutoModelForCausalLM
     from nxdi.tools.quantization import perplexity
 
-    tokens = load_tokenizer(folder)(args.text.read_text(encoding="utf-8"))["input_ids"]
+    tokens = _tokens(folder, args.text)
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         architecture=args.architecture,

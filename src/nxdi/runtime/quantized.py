@@ -20,7 +20,13 @@ from nxdi.runtime.checkpoint import read_checkpoint, write_safetensors
 METHOD = "nxdi"
 _ALIASES = "tied_weights.json"
 # NeuronConfig's keywords that a folder decides.
-_KEYWORDS = ("quantization_type", "quantization_dtype", "modules_to_not_convert")
+_KEYWORDS = (
+    "quantization_type",
+    "quantization_dtype",
+    "modules_to_not_convert",
+    "activation_quantization_type",
+    "quantize_clamp_bound",
+)
 
 
 def write_quantized(folder: Path, tensors: Mapping[str, Tensor]) -> None:

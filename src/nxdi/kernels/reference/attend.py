@@ -44,4 +44,4 @@ def _never(call: AttendCall) -> str | None:
     return None
 
 
-register("attend", "generic", Kernel("explicit", attend_explicit, _never))
+register("attend", "generic", Kernel("explicit", attend_explicit, _never, True))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nxdi.config.quantization import WeightQuantization
+from nxdi.modules.quantization.clipping import least_squares
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ def _stored(layer: nn.Module) -> tuple[Tensor, Tensor]:
 def quantize(weight: Tensor, scheme: WeightQuantization) -> tuple[Tensor, Tensor]:
     """The weight of a checkpoint in 8 bits, and its scales; rounds to nearest, ties to even.
 
+    Integers have the scales of least squared error, which may cut off the largest weights.
     Shapes: weight [N, K] -> [N, K], and float32 [N, 1] or [1, 1].
     """
     wide = weight.float()
@@ -47,10 +49,11 @@ def quantize(weight: Tensor, scheme: WeightQuantization) -> tuple[Tensor, Tensor
     largest = largest.amax(1, keepdim=True) if scheme.is_per_channel else largest.max().view(1, 1)
     # A row of zeros has no scale of its own; any gives zeros.
     scale = torch.where(largest > 0, largest / scheme.bound, torch.ones_like(largest))
-    stored = (wide / scale).clamp(-scheme.bound, scheme.bound)
-    if not scheme.dtype.is_floating_point:
-        stored = stored.round()
-    return stored.to(scheme.dtype), scale
+    if scheme.dtype.is_floating_point:
+        return (wide / scale).clamp(-scheme.bound, scheme.bound).to(scheme.dtype), scale
+    if scheme.is_per_channel:
+        scale = least_squares(wide, scale, scheme.bound)
+    return (wide / scale).round().clamp(-scheme.bound, scheme.bound).to(scheme.dtype), scale
 
 
 def dequantize(weight: Tensor, scale: Tensor) -> Tensor:
