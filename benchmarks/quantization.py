@@ -2,8 +2,8 @@
 
     python benchmarks/quantization.py
 
-Takes SmolLM2-135M: int8 with a scale per channel, and the tied embedding and head as bfloat16. Run
-it on a quiet machine.
+Takes SmolLM2-135M: int8 with a scale per channel, the tied embedding and head included. Run it on a
+quiet machine.
 """
 
 from __future__ import annotations
@@ -33,10 +33,7 @@ NUM_TOKENS = 10_000
 ROWS = 4
 ROUNDS, STEPS = 5, 64
 ANSWER = 64  # tokens of each answer that is compared
-INT8: dict[str, Any] = {
-    "quantization_type": "per_channel_symmetric",
-    "modules_to_not_convert": ["lm_head", "embed_tokens"],
-}
+INT8: dict[str, Any] = {"quantization_type": "per_channel_symmetric"}
 DTYPES = {"float32": "float32", "int8": "bfloat16"}  # of what is not quantized
 
 
@@ -112,6 +109,7 @@ def main() -> None:
         sizes = {name: weight_bytes(model) for name, model in single.items()}
     for name in folders:
         print(f"  {name}: {rates[name]:.1f} tokens/s, perplexity {values[name]:.3f}")
+    print(f"  int8: same token as float32 along its greedy answers: {agreement:.2%}")
     met = show(
         [
             Check("int8 decode, batch 1, against float32", rates["int8"] / rates["float32"], 1.6),

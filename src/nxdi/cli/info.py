@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from nxdi.cli.format import format_size
 from nxdi.cli.model_options import add_model_options, plan_model
 
 if TYPE_CHECKING:
-    from nxdi.tools.model_info.records import GraphInfo, ModelInfo, RequestInfo
+    from nxdi.tools.model_info.records import GraphInfo, KernelInfo, ModelInfo, RequestInfo
 
 
 def add_parser(subparsers: Any) -> None:
@@ -77,23 +78,33 @@ def _graph_line(graph: GraphInfo) -> str:
 
 
 def _kernel_lines(info: ModelInfo) -> Iterator[str]:
-    """Each kernel once, with the graphs that use it and why the ones before it declined."""
-    users: dict[tuple[str, str], list[str]] = {}
-    reasons: dict[tuple[str, str], dict[str, list[str]]] = {}
+    """Each kernel once: the graphs and layers that use it, and why the ones before it declined."""
+    users: dict[tuple[str, str], dict[str, list[KernelInfo]]] = {}
     for graph in info.graphs:
         for kernel in graph.kernels:
-            choice = (kernel.op, kernel.chosen)
-            if graph.name not in users.setdefault(choice, []):
-                users[choice].append(graph.name)
-            for name, reason in kernel.declined.items():
-                given = reasons.setdefault(choice, {}).setdefault(name, [])
-                if reason not in given:
-                    given.append(reason)
-    for choice, graphs in sorted(users.items()):
-        yield f"{choice[0]}: {choice[1]} in {', '.join(_shortened(graphs, info))}"
-        for name, given in reasons.get(choice, {}).items():
-            others = f" (and {len(given) - 1} more reasons: --json)" if len(given) > 1 else ""
-            yield f"  {name} declined: {given[0]}{others}"
+            kind = "reference" if kernel.is_reference else "kernel"
+            of_graph = users.setdefault((kernel.op, f"{kind} {kernel.chosen}"), {})
+            of_graph.setdefault(graph.name, []).append(kernel)
+    for (op, chosen), graphs in sorted(users.items()):
+        yield f"{op}: {chosen} in {', '.join(_shortened(list(graphs), info))}"
+        kernels = [kernel for of_graph in graphs.values() for kernel in of_graph]
+        layers = dict.fromkeys(_without_numbers(x) for kernel in kernels for x in kernel.layers)
+        yield f"  of {', '.join(layers)}"
+        yield from _reason_lines(kernels)
+
+
+def _without_numbers(layer: str) -> str:
+    return re.sub(r"\.\d+\.", ".*.", layer)
+
+
+def _reason_lines(kernels: list[KernelInfo]) -> Iterator[str]:
+    reasons: dict[str, dict[str, None]] = {}
+    for kernel in kernels:
+        for name, reason in kernel.declined.items():
+            reasons.setdefault(name, {})[reason] = None
+    for name, given in reasons.items():
+        others = f" (and {len(given) - 1} more reasons: --json)" if len(given) > 1 else ""
+        yield f"  {name} declined: {next(iter(given))}{others}"
 
 
 def _shortened(graphs: list[str], info: ModelInfo) -> Iterator[str]:

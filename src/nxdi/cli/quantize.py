@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nxdi.cli.format import format_size
 from nxdi.cli.model_options import check_model_folder, load_tokenizer
+from nxdi.errors import ConfigError
 
 if TYPE_CHECKING:
     from nxdi.tools.quantization import QuantizationReport
@@ -20,6 +22,8 @@ TYPES = (
     "expert_wise_per_channel_symmetric",
     "blockwise_symmetric",
 )
+# Where one scale for a row is too few, or none of the format's.
+_BLOCK_SIZES = {"int4": [1, 32], "f4e2m1": [1, 32]}
 _ROWS, _LENGTH = 8, 512  # how a text is read for its perplexity
 
 
@@ -38,13 +42,13 @@ def add_parser(subparsers: Any) -> None:
         "--dtype",
         choices=DTYPES,
         default="int8",
-        help="what weights are stored as (default: int8); f4e2m1 is MXFP4, in blocks of 1 x 32",
+        help="what weights are stored as (default: int8); int4 and f4e2m1 (MXFP4) in blocks of 1 x 32",
     )
     parser.add_argument(
         "--type",
         choices=TYPES,
         help="which values have one scale: a row of a weight (the default), all of it, a row of "
-        "each expert, or a block (the default with --block-size and for f4e2m1)",
+        "each expert, or a block (the default with --block-size and for 4 bits)",
     )
     parser.add_argument(
         "--block-size",
@@ -60,6 +64,12 @@ def add_parser(subparsers: Any) -> None:
         metavar="PART",
         help="leave modules alone whose name contains PART; may be repeated",
     )
+    parser.add_argument(
+        "--activations",
+        choices=("dynamic", "static"),
+        help="quantize the inputs of those layers as well, with a scale for each token or with one "
+        "for each layer, which is measured on the text of --text",
+    )
     parser.add_argument("--architecture", metavar="NAME", help="what serves the model")
     parser.add_argument(
         "--text", type=Path, metavar="FILE", help="measure the perplexity of this text as well"
@@ -70,25 +80,43 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write the folder, and print what changed."""
     check_model_folder(args.model)
-
-    from nxdi.tools.quantization import quantize_folder
-
-    report = quantize_folder(args.model, args.out, architecture=args.architecture, **_options(args))
-    _print_report(args.out, report)
+    if args.activations == "static" and args.text is None:
+        raise ConfigError("--activations static measures its scales on a text; give --text FILE")
+    _print_report(args.out, _write(args))
     if args.text is not None:
         before, after = (_perplexity(folder, args) for folder in (args.model, args.out))
         print(f"perplexity of {args.text}: {before:.3f} before, {after:.3f} after")
 
 
+def _write(args: argparse.Namespace) -> QuantizationReport:
+    from nxdi.tools.quantization import calibrate_folder, quantize_folder
+
+    options = _options(args)
+    if args.activations == "dynamic":
+        options["activation_quantization_type"] = args.activations
+    if args.activations != "static":
+        return quantize_folder(args.model, args.out, architecture=args.architecture, **options)
+    with tempfile.TemporaryDirectory() as work:
+        plain = Path(work) / "weights"
+        report = quantize_folder(args.model, plain, architecture=args.architecture, **options)
+        calibrate_folder(plain, args.out, _tokens(args.model, args.text), args.architecture)
+    return report
+
+
+def _tokens(folder: Path, text: Path) -> list[int]:
+    tokens: list[int] = load_tokenizer(folder)(text.read_text(encoding="utf-8"))["input_ids"]
+    return tokens
+
+
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     """The keywords of NeuronConfig that a command line asks for."""
-    from nxdi.config.quantization import BLOCKWISE, E8M0_SCALES, MXFP4, MXFP4_BLOCK, PER_CHANNEL
+    from nxdi.config.quantization import BLOCKWISE, E8M0_SCALES, MXFP4, PER_CHANNEL
 
     options: dict[str, Any] = {"quantization_dtype": args.dtype}
-    size = args.block_size
+    size = args.block_size or (None if args.type else _BLOCK_SIZES.get(args.dtype))
     if args.dtype == MXFP4:
         options["quantization_scale_dtype"] = E8M0_SCALES
-        size = size or list(MXFP4_BLOCK)
+        size = size or _BLOCK_SIZES[MXFP4]
     options["quantization_type"] = args.type or (BLOCKWISE if size else PER_CHANNEL)
     if size:
         options["quantization_block_size"] = size
@@ -110,7 +138,7 @@ def _perplexity(folder: Path, args: argparse.Namespace) -> float:
     from nxdi.models.auto import AutoModelForCausalLM
     from nxdi.tools.quantization import perplexity
 
-    tokens = load_tokenizer(folder)(args.text.read_text(encoding="utf-8"))["input_ids"]
+    tokens = _tokens(folder, args.text)
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         architecture=args.architecture,

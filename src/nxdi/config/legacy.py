@@ -68,7 +68,7 @@ _SUPPORTED = """
     kv_cache_memory_bytes kv_cache_quant kv_quant_config attn_cls world_size start_rank_id
     local_ranks_size async_mode quantized quantized_checkpoints_path quantization_type
     quantization_dtype modules_to_not_convert quantization_block_size quantization_block_axis
-    quantization_scale_dtype
+    quantization_scale_dtype strict_kernels activation_quantization_type quantize_clamp_bound
     ep_dispatch_cc_option capacity_factor blockwise_matmul_config moe_tp_degree moe_ep_degree
     hybrid_sharding_config glu_type hidden_act_scaling_factor hidden_act_bias
     gate_clamp_upper_limit gate_clamp_lower_limit up_clamp_upper_limit up_clamp_lower_limit
@@ -133,7 +133,7 @@ _REFUSALS: dict[tuple[str, str], str] = {
     """,
     ("this form of quantization is not part of this release", "leave it out"): """
         is_mxfp4_compute is_full_model_shuffled
-        draft_model_modules_to_not_convert activation_quantization_type quantize_clamp_bound
+        draft_model_modules_to_not_convert
         quantized_mlp_kernel_enabled rmsnorm_quantize_kernel_enabled
     """,
     ("LoRA serving is not part of this release", "merge the adapter into the checkpoint"): (

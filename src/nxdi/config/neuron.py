@@ -37,6 +37,7 @@ class NeuronConfig(KeywordConfig):
     # Where it runs. NxDI has no such option.
     backend: str = "auto"  # auto | cpu | eager | neuron | neuron-dynamo
     on_cpu: bool = False  # NxDI's spelling of backend="cpu"
+    strict_kernels: bool = False  # an error where a layer has no kernel; not NxDI's
 
     # Lengths, in tokens.
     seq_len: int = 128

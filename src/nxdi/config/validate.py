@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from nxdi.config.activation_quantization import activation_quantization
 from nxdi.config.quantization import weight_quantization
 from nxdi.config.sampling import OnDeviceSamplingConfig
 from nxdi.errors import ConfigError, UnsupportedError
@@ -50,6 +51,7 @@ def validate(config: NeuronConfig) -> None:
     _validate_buckets(config)
     _validate_ranks(config)
     weight_quantization(config)
+    activation_quantization(config)
 
 
 def check_weight_dtype(dtype: torch.dtype) -> None:

@@ -29,3 +29,18 @@ class AttendCall:
     softcap: float | None
     has_sinks: bool
     aligned: bool
+
+
+@dataclass(frozen=True)
+class Int4Call:
+    """A product with weights of four bits: the dtype of the activations, columns with one scale."""
+
+    dtype: torch.dtype
+    group_size: int
+
+
+@dataclass(frozen=True)
+class Int8Call:
+    """A product of 8-bit activations with 8-bit weights over so many columns."""
+
+    num_columns: int

@@ -1,41 +1,56 @@
 """Choice of a kernel: ordered candidates per operation and platform; each may decline.
 
 The choice is made while a graph is traced (or, in eager mode, while it runs) and can be recorded
-for the manifest.
+for the manifest, with the name of the layer that it is for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from torch import nn
 
 from nxdi.errors import UnsupportedError
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One implementation of an operation. `declines(call)` returns why it cannot serve, or None."""
+    """One implementation of an operation. `declines(call)` returns why it cannot serve, or None.
+
+    is_reference: it is the definition in plain operators, and no kernel.
+    """
 
     name: str
     run: Callable[..., Any]
     declines: Callable[[Any], str | None]
+    is_reference: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Choice:
-    """What was chosen for one operation, and why the candidates before it were not."""
+    """What was chosen for one operation of a layer, and why the candidates before it were not."""
 
     op: str
     chosen: str
     refused: tuple[tuple[str, str], ...] = field(default=())
+    is_reference: bool = False
+    layer: str = ""
+
+    @property
+    def reason(self) -> str:
+        """Why no candidate before it serves."""
+        given = "; ".join(f"{name}: {reason}" for name, reason in self.refused)
+        return given or "there is no kernel for it"
 
 
 _KERNELS: dict[tuple[str, str], list[Kernel]] = {}
 _PLATFORM: ContextVar[str] = ContextVar("nxdi_kernel_platform", default="generic")
 _RECORD: ContextVar[set[Choice] | None] = ContextVar("nxdi_kernel_record", default=None)
+_LAYER: ContextVar[str] = ContextVar("nxdi_kernel_layer", default="")
 
 
 def register(op: str, platform: str, kernel: Kernel) -> None:
@@ -68,7 +83,60 @@ def choose(op: str, call: Any) -> Kernel:
         if reason is None:
             record = _RECORD.get()
             if record is not None:
-                record.add(Choice(op, kernel.name, tuple(refused)))
+                made = Choice(op, kernel.name, tuple(refused), kernel.is_reference, _LAYER.get())
+                record.add(made)
             return kernel
         refused.append((kernel.name, reason))
     raise UnsupportedError(f"no kernel for {op} {call}: {refused}")
+
+
+@contextmanager
+def named_layers(root: nn.Module) -> Iterator[None]:
+    """Choices made within the block, in the forward of a module of `root`, carry its name."""
+    names = {module: name for name, module in root.named_modules()}
+    callers: list[str] = []
+
+    def enter(module: nn.Module, _: object) -> None:
+        callers.append(_LAYER.get())
+        _LAYER.set(names[module])
+
+    def leave(*_: object) -> None:
+        _LAYER.set(callers.pop())
+
+    hooks = [module.register_forward_pre_hook(enter) for module in names]
+    hooks += [module.register_forward_hook(leave) for module in names]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def below(path: str, choices: Iterable[Choice]) -> Iterator[Choice]:
+    """The choices of a module's layers under the name that the module has in a model."""
+    for choice in choices:
+        yield replace(choice, layer=".".join(filter(None, (path, choice.layer))))
+
+
+def by_kernel(choices: Iterable[Choice]) -> dict[Choice, tuple[str, ...]]:
+    """Choices without their layers, and the layers of each."""
+    layers: dict[Choice, list[str]] = {}
+    for choice in choices:
+        layers.setdefault(replace(choice, layer=""), []).append(choice.layer)
+    return {choice: tuple(names) for choice, names in layers.items()}
+
+
+def check_strict(choices: Iterable[Choice]) -> None:
+    """Raises: UnsupportedError naming each layer that would run a reference, and why."""
+    found = sorted(
+        f"{choice.layer or 'the model'}: {choice.op} by the reference {choice.chosen} ("
+        f"{choice.reason})"
+        for choice in choices
+        if choice.is_reference
+    )
+    if found:
+        raise UnsupportedError(
+            "strict_kernels=True, but no kernel serves\n  "
+            + "\n  ".join(found)
+            + "\nchange what the reasons name, or leave strict_kernels out to run the reference"
+        )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nxdi.config import InferenceConfig, NeuronConfig
+from nxdi.config.activation_quantization import activation_quantization
 from nxdi.config.pool import size_pool
 from nxdi.config.quantization import WeightQuantization, weight_quantization
 from nxdi.errors import ConfigError
@@ -25,6 +26,7 @@ from nxdi.modules.quantization import (
     take_scales,
     widen_state,
 )
+from nxdi.modules.quantization.activations import quantize_inputs
 from nxdi.parallel_layers.parallel_state import tensor_parallel
 from nxdi.runtime import snapshot
 from nxdi.runtime.artifact import Artifact
@@ -218,6 +220,9 @@ class NeuronApplicationBase:
             if scheme is not None:
                 is_tied = bool(getattr(self.config, "tie_word_embeddings", False))
                 quantize_modules(model, scheme, is_tied)
+            inputs = activation_quantization(self._config_for(phase).neuron_config)
+            if inputs is not None:
+                quantize_inputs(model, inputs)
         return model
 
     def weight_quantization(self) -> WeightQuantization | None:

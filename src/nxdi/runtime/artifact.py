@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nxdi.errors import ArtifactError, WeightError
 from nxdi.graph.plan import GraphPlan
+from nxdi.kernels.registry import by_kernel
 from nxdi.runtime import store
 from nxdi.runtime.backend import Backend, Program, RankExecutable
 from nxdi.runtime.checkpoint import read_safetensors, write_safetensors
@@ -81,7 +82,14 @@ class Artifact:
             with Progress("compile", progress) as bar:
                 choices = app.backend.compile(app.program(), folder, bar.report)
             kernels.extend(
-                {"op": c.op, "chosen": c.chosen, "refused": dict(c.refused)} for c in choices
+                {
+                    "op": choice.op,
+                    "chosen": choice.chosen,
+                    "is_reference": choice.is_reference,
+                    "refused": dict(choice.refused),
+                    "layers": list(layers),
+                }
+                for choice, layers in by_kernel(choices).items()
             )
             if app.stores_weights:
                 self._write_weights(app, folder)

@@ -27,6 +27,8 @@ KEYWORDS = (
     "quantization_block_size",
     "quantization_block_axis",
     "modules_to_not_convert",
+    "activation_quantization_type",
+    "quantize_clamp_bound",
 )
 
 

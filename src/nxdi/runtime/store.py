@@ -53,7 +53,8 @@ class Manifest:
     """What an artefact holds and what it was built for; every value is plain JSON.
 
     platform: device and capabilities the graphs need.  config: the whole InferenceConfig.
-    graphs: each GraphSpec.  kernels: `{op, chosen, refused: {name: reason}}`.
+    graphs: each GraphSpec.
+    kernels: `{op, chosen, is_reference, refused: {name: reason}, layers}`.
     weights: `fingerprint` (of `weights_fingerprint`), source, files.
     files: `{relative name: {sha256, size}}`, filled in by `write_artifact`.
     """

@@ -40,7 +40,8 @@ def test_the_plan_as_text(folder: Path, capsys: Capture) -> None:
             )
         ),
         "kernels",
-        "  attend: explicit in all graphs",
+        "  attend: reference explicit in all graphs",
+        "    of layers.*.self_attn",
         "options without effect",
         "  fused_qkv=True: the projections stay separate, with equal results",
         "request: 1 prompt of 100 tokens, 50 new tokens",
@@ -53,8 +54,11 @@ def test_the_plan_as_text(folder: Path, capsys: Capture) -> None:
 def test_kernels_of_the_cpu_backend(folder: Path, capsys: Capture) -> None:
     assert main(["info", str(folder), "--backend", "cpu", "--seq-len", "256"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "  attend: sdpa in all prefill graphs" in lines
-    assert any(line.endswith(" in all decode graphs") for line in lines)
+    assert "  attend: kernel sdpa in all prefill graphs" in lines
+    assert "  attend: kernel nxdi_cpu::attend_decode in all decode graphs" in lines
+    assert lines[lines.index("  attend: kernel sdpa in all prefill graphs") + 1 :][:1] == [
+        "    of layers.*.self_attn"
+    ]
 
 
 def test_json(folder: Path, capsys: Capture) -> None:

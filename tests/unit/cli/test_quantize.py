@@ -27,7 +27,7 @@ def test_the_choices_are_those_of_the_configuration() -> None:
     ("asked", "expected"),
     [
         ("", {"dtype": "int8", "type": "per_channel_symmetric"}),
-        ("--dtype int4", {"dtype": "int4", "type": "per_channel_symmetric"}),
+        ("--dtype int4", {"dtype": "int4", "type": "blockwise_symmetric", "block_size": [1, 32]}),
         (
             "--type expert_wise_per_channel_symmetric",
             {"dtype": "int8", "type": "expert_wise_per_channel_symmetric"},

@@ -3,10 +3,21 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from torch import nn
 
 from nxdi.errors import UnsupportedError
 from nxdi.kernels import registry
-from nxdi.kernels.registry import Choice, Kernel, choose, platform, register
+from nxdi.kernels.registry import (
+    Choice,
+    Kernel,
+    below,
+    by_kernel,
+    check_strict,
+    choose,
+    named_layers,
+    platform,
+    register,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -68,3 +79,54 @@ def test_nothing_serves() -> None:
 def test_unknown_operation() -> None:
     with pytest.raises(UnsupportedError, match="no kernel for triple 1"):
         choose("triple", 1)
+
+
+class Doubling(nn.Module):
+    def forward(self, x: Any) -> Any:
+        return choose("double", x).run(x)
+
+
+class Pair(nn.Module):
+    """A choice in a part, and one of its own after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Doubling()
+
+    def forward(self, x: Any) -> Any:
+        return choose("double", self.part(x)).name
+
+
+def test_choices_carry_the_name_of_their_layer() -> None:
+    model = nn.ModuleDict({"mlp": Pair()})
+    with platform("cpu") as choices, named_layers(model):
+        model["mlp"](1)
+    assert choices == {
+        Choice("double", "shift", layer="mlp.part"),
+        Choice("double", "shift", layer="mlp"),
+    }
+    placed = sorted(below("layers.3", choices))
+    assert [choice.layer for choice in placed] == ["layers.3.mlp", "layers.3.mlp.part"]
+    assert list(below("", placed)) == placed
+    assert by_kernel(placed) == {Choice("double", "shift"): ("layers.3.mlp", "layers.3.mlp.part")}
+    with platform("cpu") as choices:
+        model["mlp"](1)
+    assert choices == {Choice("double", "shift")}
+
+
+def test_strict_kernels_name_every_layer_and_reason() -> None:
+    register("halve", "cpu", Kernel("shift", lambda x: x >> 1, lambda call: "odd number"))
+    register("halve", "generic", Kernel("plain", lambda x: x / 2, lambda call: None, True))
+    register("third", "generic", Kernel("plain", lambda x: x / 3, lambda call: None, True))
+    with platform("cpu") as choices:
+        choose("double", 1)
+        check_strict(choices)
+        choose("halve", 3)
+        choose("third", 3)
+    with pytest.raises(UnsupportedError, match="strict_kernels") as raised:
+        check_strict(below("layers.0.mlp", choices))
+    lines = str(raised.value).splitlines()
+    assert lines[1:3] == [
+        "  layers.0.mlp: halve by the reference plain (shift: odd number)",
+        "  layers.0.mlp: third by the reference plain (there is no kernel for it)",
+    ]

@@ -89,12 +89,6 @@ auto choose_strip(int64_t group, std::integer_sequence<int, I...>) {
   return table[group - 1];
 }
 
-const float* row_of(const View& x, int64_t m) {  // row m of a float32 tensor seen as [M, K]
-  const float* p = static_cast<const float*>(x.data);
-  for (int64_t d = x.dims - 2; d >= 0; m /= x.sizes[d--]) p += m % x.sizes[d] * x.strides[d];
-  return p;
-}
-
 template <class W>
 struct Matrix {  // a weight, its bias or null, and the column of y where its outputs start
   const W* w;

@@ -178,15 +178,26 @@ struct View {  // a borrowed tensor
   }
 };
 
-inline AtenTensorHandle empty_float32(const std::vector<int64_t>& sizes) {
+// Row m of a tensor seen as [M, K].
+template <class T = float>
+inline const T* row_of(const View& x, int64_t m) {
+  const T* p = static_cast<const T*>(x.data);
+  for (int64_t d = x.dims - 2; d >= 0; m /= x.sizes[d--]) p += m % x.sizes[d] * x.strides[d];
+  return p;
+}
+
+inline AtenTensorHandle empty_of(const std::vector<int64_t>& sizes, int32_t dtype) {
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t d = sizes.size() - 1; d > 0; --d)
     strides[d - 1] = strides[d] * std::max<int64_t>(sizes[d], 1);
   AtenTensorHandle result;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(),
-                                                  aoti_torch_dtype_float32(),
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), dtype,
                                                   aoti_torch_device_type_cpu(), 0, &result));
   return result;
+}
+
+inline AtenTensorHandle empty_float32(const std::vector<int64_t>& sizes) {
+  return empty_of(sizes, aoti_torch_dtype_float32());
 }
 
 inline void require(bool condition, const char* message) {

@@ -57,5 +57,5 @@ def _never(call: AttendCall) -> str | None:
     return None
 
 
-register("attend", "generic", Kernel("explicit", attend_explicit, _never))
-register("attend_latent", "generic", Kernel("explicit", attend_latent, _never))
+register("attend", "generic", Kernel("explicit", attend_explicit, _never, is_reference=True))
+register("attend_latent", "generic", Kernel("explicit", attend_latent, _never, is_reference=True))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nxdi.config.quantization import Block, WeightQuantization
+from nxdi.modules.quantization.clipping import least_squares
 from nxdi.modules.quantization.storage import Scales, Values, scales_of, values_of
 
 
@@ -33,9 +34,14 @@ class BlockFormat:
         return values * spread(self.scales.widen(scale), self.block, tuple(values.shape))
 
     def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """A weight as it is stored, and its scales."""
+        """A weight as it is stored, and its scales.
+
+        Integers of one row have the scale of least squared error, which may cut off the largest.
+        """
         wide = weight.float()
         scale = self.scales.for_largest(_largest(wide.abs(), self.block), self.bound)
+        if self.values.are_integers and wide.dim() == 2 and self.block[0] == 1:
+            scale = _least_squares_in_rows(wide, scale, self.block[1], self.bound)
         units = spread(self.scales.widen(scale), self.block, tuple(wide.shape))
         stored = (wide / units).clamp(-self.bound, self.bound)
         return self.values.narrow(stored, self.packed_dim), scale
@@ -88,6 +94,13 @@ def spread(scale: Tensor, block: Block, shape: tuple[int, ...]) -> Tensor:
 def num_blocks(size: int, unit: int | None, parts: int = 1) -> int:
     """Scales along a dimension of `size`, made of equal parts."""
     return 1 if unit is None else parts * -(-(size // parts) // unit)
+
+
+def _least_squares_in_rows(wide: Tensor, scale: Tensor, group: int | None, bound: float) -> Tensor:
+    """wide [N, K], scale [N, groups] -> better scales of the same shape."""
+    size = wide.shape[1] if group is None else group
+    groups = F.pad(wide, (0, -wide.shape[1] % size)).unflatten(1, (-1, size))
+    return least_squares(groups, scale.unsqueeze(-1), bound).squeeze(-1)
 
 
 def _largest(sizes: Tensor, block: Block) -> Tensor:

@@ -9,7 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nxdi.kernels.ops import Int4Call
+from nxdi.kernels.reference.int4 import INT4_LINEAR
+from nxdi.kernels.registry import choose
 from nxdi.modules.quantization.blocks import BlockFormat
+from nxdi.modules.quantization.storage import Int4
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,18 @@ class ScaledWeight(BlockWeight):
 
 
 @dataclass(frozen=True)
+class Int4Weight(BlockWeight):
+    """Integers of 4 bits with a scale for each group of columns, which a kernel can read."""
+
+    def multiply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        group_size = self.stored.block[1]
+        assert group_size is not None
+        call = Int4Call(x.dtype, group_size)
+        y: Tensor = choose(INT4_LINEAR, call).run(x, *_stored(layer), call)
+        return y if bias is None else y + bias.to(x.dtype)
+
+
+@dataclass(frozen=True)
 class BlockExperts:
     """The weights of all experts in blocks; those that are taken are widened.
 
@@ -67,10 +83,11 @@ class BlockExperts:
 
 def make_weight_format(stored: BlockFormat, dtype: torch.dtype) -> BlockWeight:
     """The format of a linear or embedding layer."""
-    is_by_row = stored.block[1] is None and stored.values.per_byte == 1
-    return (ScaledWeight if is_by_row and stored.block[0] in (None, 1) else BlockWeight)(
-        stored, dtype
-    )
+    rows, columns = stored.block
+    if stored.values == Int4() and rows == 1 and columns is not None:
+        return Int4Weight(stored, dtype)
+    is_by_row = columns is None and stored.values.per_byte == 1
+    return (ScaledWeight if is_by_row and rows in (None, 1) else BlockWeight)(stored, dtype)
 
 
 def _stored(layer: nn.Module) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,9 @@ class Values(Protocol):
     @property
     def per_byte(self) -> int: ...
 
+    @property
+    def are_integers(self) -> bool: ...
+
     def widen(self, stored: Tensor, dim: int) -> Tensor:
         """The values, float32."""
         ...
@@ -33,11 +36,15 @@ class Bytes:
     dtype: torch.dtype
     per_byte: int = 1
 
+    @property
+    def are_integers(self) -> bool:
+        return not self.dtype.is_floating_point
+
     def widen(self, stored: Tensor, dim: int) -> Tensor:
         return stored.float()
 
     def narrow(self, values: Tensor, dim: int) -> Tensor:
-        return (values if self.dtype.is_floating_point else values.round()).to(self.dtype)
+        return (values.round() if self.are_integers else values).to(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class Int4:
     """Two integers from -8 to 7 in a byte, two's complement, the first in the lower bits."""
 
     per_byte: int = 2
+    are_integers: bool = True
 
     def widen(self, stored: Tensor, dim: int) -> Tensor:
         return ((unpack(stored, dim) ^ 8) - 8).float()
@@ -61,6 +69,7 @@ class E2M1:
     """
 
     per_byte: int = 2
+    are_integers: bool = False
 
     def widen(self, stored: Tensor, dim: int) -> Tensor:
         bits = unpack(stored, dim)

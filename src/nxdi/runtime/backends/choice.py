@@ -20,9 +20,15 @@ def resolve_backend(name: str) -> str:
 def make_backend(config: NeuronConfig) -> Backend:
     """The backend that `config` names.
 
-    Raises: UnsupportedError for several nodes on a backend that has one.
+    Raises: UnsupportedError for several nodes on a backend that has one, or strict_kernels on one
+    without kernels.
     """
     name = resolve_backend(config.backend)
+    if config.strict_kernels and name != "cpu":
+        raise UnsupportedError(
+            f"strict_kernels=True, but backend={name!r} has no kernels of its own in this release; "
+            "use backend='cpu', or leave it out"
+        )
     if name == "neuron":
         from nxdi.runtime.backends.neuron.backend import NeuronBackend
 
@@ -36,4 +42,6 @@ def make_backend(config: NeuronConfig) -> Backend:
             f"local_ranks_size={config.local_ranks_size} of world_size={config.world_size} ranks "
             "describes several nodes, which only backend='neuron' has; leave it out"
         )
-    return EagerBackend(config.tp_degree) if name == "eager" else CpuBackend(config.tp_degree)
+    if name == "eager":
+        return EagerBackend(config.tp_degree)
+    return CpuBackend(config.tp_degree, config.strict_kernels)

@@ -86,7 +86,7 @@ class NeuronDynamoBackend:
                 captured([], inputs, caches, weights)
         names = [spec.name for spec in graphs]
         (folder / INDEX_FILE).write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
-        return sorted(choices, key=lambda choice: (choice.op, choice.chosen))
+        return sorted(choices)
 
     def load(
         self, program: Program, folder: Path, weights: Sequence[Mapping[str, Tensor]]

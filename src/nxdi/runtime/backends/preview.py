@@ -11,11 +11,17 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from nxdi.graph.plan import GraphSpec
-from nxdi.kernels.cpu import attend as _kernels  # noqa: F401  registers the attend kernels
-from nxdi.kernels.registry import Choice, platform
+from nxdi.kernels.cpu import attend, int4, int8  # noqa: F401  register their kernels
+from nxdi.kernels.registry import Choice, below, named_layers, platform
 from nxdi.runtime.backend import Program, StepModule
 from nxdi.runtime.backends.cpu.linear import use_linear_kernels
-from nxdi.runtime.backends.cpu.pieces import Part, Piece, example_arguments, plan_parts
+from nxdi.runtime.backends.cpu.pieces import (
+    Part,
+    Piece,
+    example_arguments,
+    layers_of_inputs,
+    plan_parts,
+)
 
 _PLATFORMS = {"eager": "generic"}  # where its name is not that of the backend
 
@@ -32,11 +38,13 @@ def preview_kernels(program: Program, backend: str) -> dict[str, list[Choice]]:
 def _choices(
     model: StepModule, spec: GraphSpec, cache_dtype: torch.dtype, backend: str
 ) -> list[Choice]:
-    parts = {part.piece: part for part in plan_parts(model, spec)}
+    made: dict[str, set[Choice]] = {}
     choices: set[Choice] = set()
-    for part in parts.values():
-        choices |= _trace(model, spec, part, cache_dtype, backend)
-    return sorted(choices, key=lambda choice: (choice.op, choice.chosen))
+    for part in plan_parts(model, spec):
+        if part.piece not in made:
+            made[part.piece] = _trace(model, spec, part, cache_dtype, backend)
+        choices.update(below(part.path, made[part.piece]))
+    return sorted(choices)
 
 
 def _trace(
@@ -45,6 +53,9 @@ def _trace(
     arguments = example_arguments(model, part, spec, cache_dtype)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     arguments = pytree.tree_map(fake.from_tensor, arguments)
-    with torch.no_grad(), platform(_PLATFORMS.get(backend, backend)) as choices:
+    name = _PLATFORMS.get(backend, backend)
+    with torch.no_grad(), named_layers(part.owner), platform(name) as choices:
         graph = make_fx(Piece(part), pre_dispatch=True)(*arguments)
-    return choices | use_linear_kernels(graph) if backend == "cpu" else choices
+    if backend == "cpu":
+        choices |= use_linear_kernels(graph, layers_of_inputs(graph, part.owner))
+    return choices

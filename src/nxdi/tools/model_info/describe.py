@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nxdi.config import no_op_options, serialize
 from nxdi.config.quantization import WeightQuantization
 from nxdi.graph.plan import GraphSpec
-from nxdi.kernels.registry import Choice
+from nxdi.kernels.registry import Choice, by_kernel
 from nxdi.models.application_base import NeuronApplicationBase
 from nxdi.modules.quantization import quantized_names, scale_name
 from nxdi.runtime.backends.preview import preview_kernels
@@ -112,5 +112,8 @@ def _graph(spec: GraphSpec, choices: Sequence[Choice]) -> GraphInfo:
         length=spec.length,
         inputs=spec.input_shapes(),
         outputs=spec.outputs,
-        kernels=tuple(KernelInfo(c.op, c.chosen, dict(c.refused)) for c in choices),
+        kernels=tuple(
+            KernelInfo(c.op, c.chosen, c.is_reference, dict(c.refused), layers)
+            for c, layers in by_kernel(choices).items()
+        ),
     )

@@ -18,11 +18,16 @@ class CacheInfo:
 
 @dataclass(frozen=True)
 class KernelInfo:
-    """The kernel of one operation; `declined` gives the reason of each candidate before it."""
+    """The kernel of one operation; `declined` gives the reason of each candidate before it.
+
+    is_reference: it is no kernel, but the operation's definition; layers: the modules it serves.
+    """
 
     op: str
     chosen: str
+    is_reference: bool
     declined: dict[str, str]
+    layers: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def compile_module(module: nn.Module, example: tuple[Tensor, ...]) -> Callable[.
 
     pure, weights = _Pure(module), list(tensors_of(module).values())
     # Copies: a tensor given twice is two inputs.
-    files, _ = compile_piece(pure, ([x.clone() for x in example], weights))
+    files, _ = compile_piece(pure, ([x.clone() for x in example], weights), module)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "module.pt2"
         package_aoti(str(package), {"module": [str(file) for file in files]})

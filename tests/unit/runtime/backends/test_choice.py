@@ -66,3 +66,10 @@ def test_several_nodes_need_neuron(name: str, start: int, monkeypatch: pytest.Mo
     backend = make_backend(NeuronConfig(backend="neuron", target="trn2", **options))
     assert isinstance(backend, NeuronBackend)
     assert backend.world().local_ranks == (start, start + 1)
+
+
+def test_strict_kernels_need_a_backend_that_has_some() -> None:
+    assert make_backend(NeuronConfig(backend="cpu", strict_kernels=True)).name == "cpu"
+    for name in ("eager", "neuron", "neuron-dynamo"):
+        with pytest.raises(UnsupportedError, match="strict_kernels=True, but backend="):
+            make_backend(NeuronConfig(backend=name, strict_kernels=True, target="trn2"))

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from nxdi.kernels.registry import Choice
+from nxdi.kernels.registry import Choice, below
 from nxdi.runtime.backends.cpu import compiler
 from nxdi.runtime.backends.cpu.pieces import Piece, example_arguments, plan_parts
 from nxdi.runtime.backends.preview import preview_kernels
 from tiny_models import make_app, save_tiny, tiny_hf_model
+
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +50,19 @@ def test_the_same_choices_as_compiling(dtype: str, tp_degree: int, saved: Path) 
         model = program.build(spec.phase)
         for part in plan_parts(model, spec):
             arguments = example_arguments(model, part, spec, program.cache_dtype)
-            choices = compiler.compile_piece(Piece(part), arguments)[1]
-            made.setdefault(spec.name, set()).update(choices)
+            choices = compiler.compile_piece(Piece(part), arguments, part.owner)[1]
+            made.setdefault(spec.name, set()).update(below(part.path, choices))
     planned = {name: set(choices) for name, choices in preview_kernels(program, "cpu").items()}
     assert planned == made
-    assert {choice.op for choices in planned.values() for choice in choices} == {"attend", "linear"}
+    layers = {
+        (choice.op, choice.layer.rpartition(".")[2])
+        for choices in planned.values()
+        for choice in choices
+    }
+    assert layers == {
+        ("attend", "self_attn"),
+        *((f"{dtype} linear", name) for name in LINEARS),
+    }
     assert len({frozenset(choices) for choices in planned.values()}) > 1  # lengths matter
 
 

@@ -202,8 +202,10 @@ def test_kernels_of_each_graph(saved: Path) -> None:
     app = make_app(saved, backend="cpu", **SHORT)
     info = describe_model(app)
     kernels = {kernel.op: kernel for kernel in info.graphs[0].kernels}
-    assert kernels.keys() == {"attend", "linear"}
+    assert kernels.keys() == {"attend", "float32 linear"}
     assert all(isinstance(kernel.declined, dict) for kernel in kernels.values())
+    assert kernels["attend"].layers == ("layers.0.self_attn", "layers.1.self_attn")
+    assert not kernels["attend"].is_reference
 
 
 BLOCKS = {"quantization_type": "blockwise_symmetric", "quantization_block_size": [1, 16]}

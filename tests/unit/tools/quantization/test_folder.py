@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import nxdi
 from nxdi.errors import ConfigError, UnsupportedError, WeightError
+from nxdi.models.auto import default_artifact_dir
 from nxdi.models.folder_options import with_folder_options
 from nxdi.models.llama.modeling_llama import NeuronLlamaForCausalLM
 from nxdi.models.registry import class_for_folder
@@ -74,14 +75,27 @@ def test_ranks_share_what_was_quantized(model_dir: Path, quantized_dir: Path) ->
 @pytest.mark.usefixtures("two_threads")
 def test_the_cpu_backend_reads_the_bytes_as_they_are(quantized_dir: Path) -> None:
     model = nxdi.AutoModelForCausalLM.from_pretrained(
-        quantized_dir, backend="cpu", seq_len=64, max_context_length=32, torch_dtype="float32"
+        quantized_dir,
+        backend="cpu",
+        seq_len=64,
+        max_context_length=32,
+        torch_dtype="float32",
+        strict_kernels=True,
     )
     torch.testing.assert_close(model(IDS).logits, logits(quantized_dir), rtol=0, atol=1e-4)
-    from nxdi.runtime.backends.preview import preview_kernels
-
-    choices = preview_kernels(model.program(), "cpu").values()
-    linears = {choice.chosen for graph in choices for choice in graph if choice.op == "linear"}
-    assert linears == {"nxdi_cpu::linear"}
+    manifest = json.loads((default_artifact_dir(model) / "manifest.json").read_text())
+    kernels = {(kernel["op"], kernel["chosen"]): kernel for kernel in manifest["kernels"]}
+    assert kernels.keys() == {
+        ("attend", "nxdi_cpu::attend_decode"),
+        ("attend", "sdpa"),
+        ("int8 linear", "nxdi_cpu::linear"),
+    }
+    assert not any(kernel["is_reference"] for kernel in kernels.values())
+    assert kernels["attend", "sdpa"]["layers"] == ["layers.0.self_attn", "layers.1.self_attn"]
+    linear = kernels["int8 linear", "nxdi_cpu::linear"]
+    assert len(linear["layers"]) == 2 * 7 + 1
+    assert "layers.1.mlp.down_proj" in linear["layers"]
+    assert linear["refused"] == {"nxdi::onednn_linear": "fewer than 256 rows"}
     weights = model.rank_weights((0,))[0]
     assert weights["lm_head.weight"].dtype is torch.int8
     assert weights["lm_head.weight"].data_ptr() == weights["embed_tokens.weight"].data_ptr()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import nxdi.kernels.cpu.onednn  # noqa: F401  defines an operator that loaded gr
 from nxdi.errors import ArtifactError
 from nxdi.graph.plan import GraphSpec
 from nxdi.kernels.cpu.library import library_path, load_library, uses_library
-from nxdi.kernels.registry import Choice
+from nxdi.kernels.registry import Choice, below, check_strict
 from nxdi.parallel_layers.groups import World
 from nxdi.runtime.backend import Program, Report, StepModule
 from nxdi.runtime.backends.cpu.pieces import Part, Piece, example_arguments, plan_parts, tensors_of
@@ -33,8 +34,8 @@ class CpuBackend:
 
     name = "cpu"
 
-    def __init__(self, num_ranks: int = 1) -> None:
-        self._num_ranks = num_ranks
+    def __init__(self, num_ranks: int = 1, strict_kernels: bool = False) -> None:
+        self._num_ranks, self._strict_kernels = num_ranks, strict_kernels
 
     def platform(self) -> str:
         return cpu_target()
@@ -48,7 +49,7 @@ class CpuBackend:
         from nxdi.runtime.backends.cpu.compiler import compile_piece
 
         models = {phase: program.build(phase) for phase in program.plan.phases}
-        work = _distinct_parts(program, models)
+        work, paths = _distinct_parts(program, models)
         compiled: dict[str, Any] = {}  # package entry -> its files
         names: dict[str, str] = {}  # piece -> the package entry that holds its code
         choices: set[Choice] = set()
@@ -57,8 +58,11 @@ class CpuBackend:
             model = models[spec.phase]
             piece = Piece(part)
             arguments = example_arguments(model, part, spec, program.cache_dtype)
-            files, made = compile_piece(piece, arguments)
-            choices.update(made)
+            files, made = compile_piece(piece, arguments, part.owner)
+            placed = {choice for path in paths[name] for choice in below(path, made)}
+            if self._strict_kernels:
+                check_strict(placed)
+            choices |= placed
             entry = files[0].parent.parent.name
             names[name] = entry
             compiled[entry] = [str(file) for file in files]
@@ -69,7 +73,7 @@ class CpuBackend:
             (folder / _KERNEL_LIBRARY).parent.mkdir()
             shutil.copy2(library_path(), folder / _KERNEL_LIBRARY)
         (folder / _INDEX).write_text(json.dumps(names, indent=1, sort_keys=True), encoding="utf-8")
-        return sorted(choices, key=lambda choice: (choice.op, choice.chosen))
+        return sorted(choices)
 
     def world(self) -> World:
         return host_world(self._num_ranks)
@@ -92,13 +96,15 @@ class CpuBackend:
 
 def _distinct_parts(
     program: Program, models: Mapping[Phase, StepModule]
-) -> dict[str, tuple[GraphSpec, Part]]:
-    """Each piece once, with a part that shows how it is called."""
+) -> tuple[dict[str, tuple[GraphSpec, Part]], dict[str, list[str]]]:
+    """Each piece once, with a part that shows how it is called, and what it computes."""
     work: dict[str, tuple[GraphSpec, Part]] = {}
+    paths: dict[str, list[str]] = defaultdict(list)
     for spec in program.plan.graphs:
         for part in plan_parts(models[spec.phase], spec):
             work.setdefault(part.piece, (spec, part))
-    return work
+            paths[part.piece].append(part.path)
+    return work, paths
 
 
 class _Call:

@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from nxdi.kernels.cpu.attend import ATTEND_C_SHIM, load_attend_op
+from nxdi.kernels.cpu.int4 import INT4_C_SHIM, load_int4_op
+from nxdi.kernels.cpu.int8 import INT8_C_SHIM, load_int8_op
 from nxdi.kernels.cpu.library import uses_library
 from nxdi.kernels.cpu.linear import LINEAR_C_SHIM, load_linear_op
-from nxdi.kernels.registry import Choice, platform
+from nxdi.kernels.registry import Choice, named_layers, platform
 from nxdi.runtime.backends.cpu.linear import use_linear_kernels
-from nxdi.runtime.backends.cpu.pieces import digest
+from nxdi.runtime.backends.cpu.pieces import digest, layers_of_inputs
 from nxdi.runtime.backends.cpu.target import compiler_version, cpu_target
 from nxdi.runtime.compile_cache import cache_key, get_or_build
 
@@ -29,12 +31,17 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-def compile_piece(piece: nn.Module, arguments: tuple[Any, ...]) -> tuple[list[Path], list[Choice]]:
-    """The native files of one piece, from the cache if its graph was compiled for such a CPU."""
-    with torch.no_grad(), platform("cpu") as choices:
+def compile_piece(
+    piece: nn.Module, arguments: tuple[Any, ...], owner: nn.Module
+) -> tuple[list[Path], list[Choice]]:
+    """The native files of one piece, from the cache if its graph was compiled for such a CPU.
+
+    owner: the module within it, whose weights are the last of its arguments.
+    """
+    with torch.no_grad(), named_layers(owner), platform("cpu") as choices:
         graph = torch.export.export(piece, arguments, strict=False).module()
     assert isinstance(graph, torch.fx.GraphModule)
-    choices |= use_linear_kernels(graph)
+    choices |= use_linear_kernels(graph, layers_of_inputs(graph, owner))
     constants = _constants(graph)
     options = {
         **_OPTIONS,
@@ -80,7 +87,12 @@ def _kernel_options(choices: set[Choice]) -> dict[str, Any]:
     """How compiled code calls our kernels: their C functions, not torch's dispatcher."""
     if not uses_library(choices):
         return {}
-    shims = {load_linear_op(): [LINEAR_C_SHIM], load_attend_op(): [ATTEND_C_SHIM]}
+    shims = {
+        load_linear_op(): [LINEAR_C_SHIM],
+        load_attend_op(): [ATTEND_C_SHIM],
+        load_int4_op(): [INT4_C_SHIM],
+        load_int8_op(): [INT8_C_SHIM],
+    }
     return {"aot_inductor.custom_ops_to_c_shims": shims}
 
 

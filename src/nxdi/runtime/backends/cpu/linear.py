@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
+from nxdi.kernels.cpu.int4 import INT4_KERNEL
 from nxdi.kernels.cpu.library import unsupported_reason
 from nxdi.kernels.cpu.linear import MAX_WEIGHTS, load_linear_op
 from nxdi.kernels.cpu.onednn import onednn_linear
@@ -44,35 +45,37 @@ class _Kernel:
     operator: Callable[[], OpOverload]
 
 
-def use_linear_kernels(graph: GraphModule) -> set[Choice]:
+def use_linear_kernels(graph: GraphModule, layers: Mapping[str, str]) -> set[Choice]:
     """Replace every linear by the first kernel that can compute it, casts of its weight included.
 
     The kernels widen 16-bit weights while they stream them, so that no float32 copy is made.
     Linears of the same activations become one call where the kernel takes several weights.
+    layers: by the name of an input of the graph, the layer whose weight it is.
     Returns: what was chosen, and why the candidates before it were not.
     """
     choices = set()
     for node in list(graph.graph.nodes):
         if node.target is torch.ops.aten.linear.default:
-            choices.add(_choose(graph, node))
-    if any(choice.chosen == LINEAR_KERNEL for choice in choices):
-        for calls in _mergeable(graph, load_linear_op()):
-            _merge(graph, calls)
+            choices.add(_choose(graph, node, layers))
+    for calls in list(_mergeable(graph)):
+        _merge(graph, calls)
     graph.graph.lint()
     graph.recompile()
     return choices
 
 
-def _choose(graph: GraphModule, node: Node) -> Choice:
+def _choose(graph: GraphModule, node: Node, layers: Mapping[str, str]) -> Choice:
     call = _Call(_node(node.args[0]), _source(node.args[1]), _bias(node))
+    dtype = str(call.weight.meta["val"].dtype).removeprefix("torch.")
+    op, layer = f"{dtype} linear", layers.get(call.weight.name, "")
     refused: list[tuple[str, str]] = []
     for kernel in _KERNELS:
         reason = kernel.declines(call)
         if reason is None:
             _replace(graph, node, kernel, call)
-            return Choice("linear", kernel.name, tuple(refused))
+            return Choice(op, kernel.name, tuple(refused), layer=layer)
         refused.append((kernel.name, reason))
-    return Choice("linear", "aten::linear", tuple(refused))
+    return Choice(op, "aten::linear", tuple(refused), is_reference=True, layer=layer)
 
 
 def _onednn_declines(call: _Call) -> str | None:
@@ -136,18 +139,20 @@ def _replace(graph: GraphModule, node: Node, kernel: _Kernel, call: _Call) -> No
             graph.graph.erase_node(cast)
 
 
-def _mergeable(graph: GraphModule, kernel: OpOverload) -> Iterator[list[Node]]:
-    """Calls of the streaming kernel that one call can serve: they share their activations."""
+def _mergeable(graph: GraphModule) -> Iterator[list[Node]]:
+    """Calls of a streaming kernel that one call can serve: they share their activations."""
     groups: dict[object, list[Node]] = {}
     num_writes = 0  # in place, so far: the same node may hold other values after one
     for node in graph.graph.nodes:
-        if node.target is kernel:
-            x, weight, bias = node.args
+        if not isinstance(node.target, OpOverload):
+            continue
+        num_writes += node.target._schema.is_mutable
+        if node.target._schema.name in (LINEAR_KERNEL, INT4_KERNEL):
+            x, weight, *others = node.args  # a bias or a scale
             # Inputs of the graph are there before the first call; what is computed may not be.
-            if all(tensor is None or tensor.op == "placeholder" for tensor in (weight, bias)):
-                groups.setdefault((x, weight.meta["val"].dtype, num_writes), []).append(node)
-        elif isinstance(node.target, OpOverload):
-            num_writes += node.target._schema.is_mutable
+            if all(tensor is None or tensor.op == "placeholder" for tensor in (weight, *others)):
+                key = (node.target, x, weight.meta["val"].dtype, num_writes)
+                groups.setdefault(key, []).append(node)
     for alike in groups.values():
         for first in range(0, len(alike), MAX_WEIGHTS):
             yield alike[first : first + MAX_WEIGHTS]
@@ -157,10 +162,12 @@ def _merge(graph: GraphModule, calls: Sequence[Node]) -> None:
     """Threads start once for all, and the weights are read as if they were one."""
     if len(calls) == 1:
         return
+    kernel = calls[0].target
+    assert isinstance(kernel, OpOverload)
     operands = [operand for call in calls for operand in call.args[1:]]
     sizes = [call.meta["val"].shape[-1] for call in calls]
     with graph.graph.inserting_before(calls[0]):
-        merged = graph.graph.call_function(load_linear_op(), (calls[0].args[0], *operands))
+        merged = graph.graph.call_function(kernel, (calls[0].args[0], *operands))
         split = torch.ops.aten.split_with_sizes.default
         parts = graph.graph.call_function(split, (merged, sizes, -1))
         for index, call in enumerate(calls):

@@ -33,6 +33,13 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
 
 
+def layers_of_inputs(graph: torch.fx.GraphModule, owner: nn.Module) -> dict[str, str]:
+    """The layer of each weight of `owner`, which are the last inputs of a graph, by their names."""
+    layers = [name.rpartition(".")[0] for name in tensors_of(owner)]
+    inputs = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
+    return dict(zip(inputs[len(inputs) - len(layers) :], layers, strict=True))
+
+
 class _Call(nn.Module):
     """A function of a module's tensors, in the form that functional_call understands."""
 
@@ -46,13 +53,17 @@ class _Call(nn.Module):
 
 @dataclass(frozen=True)
 class Part:
-    """One call within a step: the piece, whose weights, which step inputs and caches."""
+    """One call within a step: the piece, whose weights, which step inputs and caches.
+
+    path: the owner's name in the model.
+    """
 
     piece: str
     owner: nn.Module
     function: StepFunction
     inputs: tuple[InputSpec, ...]
     caches: slice
+    path: str = ""
 
 
 class Piece(nn.Module):
@@ -108,7 +119,8 @@ def plan_parts(model: StepModule, spec: GraphSpec) -> list[Part]:
         caches = slice(index * per_layer, (index + 1) * per_layer)
         kind = (structure(layer), tuple(shapes[caches]))
         piece = kinds.setdefault(kind, f"{spec.name}/layer{len(kinds)}")
-        parts.append(Part(piece, layer, _layer(model, layer, spec), spec.inputs, caches))
+        function, path = _layer(model, layer, spec), f"layers.{index}"
+        parts.append(Part(piece, layer, function, spec.inputs, caches, path))
     # The head sees one token per row: without what varies with a graph's length it is the same in
     # every graph of a batch size.
     per_row = tuple(item for item in spec.inputs if not {TOKENS, BLOCKS} & set(item.dims))

@@ -76,7 +76,7 @@ class NeuronBackend:
         # A failed compile leaves its files, with the log that the error names.
         if kept is None:
             shutil.rmtree(workdir)
-        return sorted(choices, key=lambda choice: (choice.op, choice.chosen))
+        return sorted(choices)
 
     def load(
         self, program: Program, folder: Path, weights: Sequence[Mapping[str, Tensor]]

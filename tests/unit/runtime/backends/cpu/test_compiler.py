@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nxdi.runtime.backends.cpu import compiler
+from nxdi.runtime.backends.cpu.pieces import Part, Piece
 
 
 class Scale(nn.Module):
@@ -19,8 +20,8 @@ class Scale(nn.Module):
         super().__init__()
         self.table = torch.tensor([factor])
 
-    def forward(self, inputs: list[Tensor]) -> list[Tensor]:
-        return [inputs[0] * self.table]
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.table
 
 
 @pytest.fixture
@@ -35,7 +36,8 @@ def key_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[nn.Modu
     monkeypatch.setattr(compiler, "get_or_build", get_or_build)
 
     def key_of(module: nn.Module, x: Tensor) -> str:
-        compiler.compile_piece(module, ([x],))
+        part = Part("scale", module, lambda x, *_: ([module(x[0])], []), (), slice(0, 0))
+        compiler.compile_piece(Piece(part), ([x], [], [], []), module)
         return keys[-1]
 
     return key_of

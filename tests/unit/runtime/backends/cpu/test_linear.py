@@ -50,7 +50,7 @@ X = rand(2, 1, 24)
 def check(function: Function, *arguments: Tensor, calls: int) -> None:
     """The graph keeps its results, to the rounding of a product, with so many kernel calls."""
     graph = exported(function, *arguments)
-    choices = use_linear_kernels(graph)
+    choices = use_linear_kernels(graph, {})
     assert {choice.chosen for choice in choices} == {LINEAR_KERNEL}
     assert num_calls(graph, torch.ops.aten.linear.default) == 0
     assert num_calls(graph, load_linear_op()) == calls
@@ -104,14 +104,15 @@ def test_many_rows_go_to_onednn_and_stay_apart():
         return F.linear(x, first), F.linear(x, second)
 
     graph = exported(function, rand(300, 24), rand(8, 24), rand(9, 24))
-    (choice,) = use_linear_kernels(graph)
+    (choice,) = use_linear_kernels(graph, {})
     assert choice.chosen == "nxdi::onednn_linear"
     assert num_calls(graph, onednn_linear) == 2
 
 
 def test_activations_that_are_not_float32_keep_torchs_linear():
     graph = exported(lambda x, w: (F.linear(x, w),), X.bfloat16(), rand(8, 24).bfloat16())
-    (choice,) = use_linear_kernels(graph)
+    (choice,) = use_linear_kernels(graph, {"w": "mlp.up_proj"})
     assert choice.chosen == "aten::linear"
+    assert choice.is_reference
     assert [name for name, _ in choice.refused] == ["nxdi::onednn_linear", LINEAR_KERNEL]
     assert num_calls(graph, torch.ops.aten.linear.default) == 1
