@@ -42,7 +42,8 @@ def add_parser(subparsers: Any) -> None:
         "--dtype",
         choices=DTYPES,
         default="int8",
-        help="what weights are stored as (default: int8); int4 and f4e2m1 (MXFP4) in blocks of 1 x 32",
+        help="what weights are stored as (default: int8); int4, and f4e2m1 (MXFP4), in blocks of "
+        "1 x 32",
     )
     parser.add_argument(
         "--type",
