@@ -29,7 +29,8 @@ _SUPPORTED = """
     on_device_sampling_config output_logits overrides_torch_dtype pa_block_size pa_num_blocks
     padding_side prefix_buckets quantization_dtype quantization_type quantized
     quantized_checkpoints_path save_sharded_checkpoint seq_len sequence_parallel_enabled
-    skip_warmup start_rank_id tkg_batch_size token_generation_batches token_generation_buckets
+    skip_warmup speculation_length start_rank_id tkg_batch_size token_generation_batches
+    token_generation_buckets
     torch_dtype tp_degree vocab_parallel windowed_context_encoding_size world_size
 """
 
@@ -66,7 +67,7 @@ _REFUSED = """
     padded_intermediate_size pp_degree qk_layernorm quantization_block_axis
     quantization_block_size quantization_scale_dtype quantize_clamp_bound
     quantized_mlp_kernel_enabled rmsnorm_quantize_kernel_enabled rpl_reduce_dtype skip_sharding
-    spec_batch_size speculation_length tensor_capture_config tensor_replacement_config
+    spec_batch_size tensor_capture_config tensor_replacement_config
     token_tree_config
 """
 

@@ -172,10 +172,11 @@ class NeuronAttentionBase(nn.Module):
             return PagedCache(
                 self.num_key_value_heads, neuron.pa_num_blocks, neuron.pa_block_size, self.head_dim
             )
+        spare = neuron.num_retractable
         if isinstance(mask, SlidingWindow):
-            return WindowCache(self.num_key_value_heads, mask.window, self.head_dim)
+            return WindowCache(self.num_key_value_heads, mask.window, self.head_dim, spare)
         if isinstance(mask, Chunked):
-            return ChunkedCache(self.num_key_value_heads, mask.chunk_size, self.head_dim)
+            return ChunkedCache(self.num_key_value_heads, mask.chunk_size, self.head_dim, spare)
         return ContiguousCache(self.num_key_value_heads, neuron.max_length, self.head_dim)
 
     def preshard_hook(self, model_state_dict: dict[str, Tensor], prefix: str) -> None:
