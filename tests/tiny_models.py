@@ -10,6 +10,7 @@ hides errors.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,17 @@ def _draw(name: str, parameter: torch.Tensor, generator: torch.Generator) -> tor
     # GPT-2 stores its projections as [input, output].
     fan_in = parameter.shape[0 if ".c_" in name else -1]
     return noise * (1.6 / fan_in**0.5)
+
+
+def near(model: PreTrainedModel, noise: float = 0.15, seed: int = 0) -> PreTrainedModel:
+    """A copy that often says the same: a draft model whose proposals are kept now and then."""
+    other = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            drawn = torch.randn(parameter.shape, generator=generator)
+            parameter += noise * parameter.std(correction=0) * drawn
+    return other
 
 
 def save_tiny(model: PreTrainedModel, folder: Path) -> Path:

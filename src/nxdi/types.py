@@ -11,6 +11,9 @@ class Phase(str, Enum):
     PREFILL = "prefill"
     DECODE = "decode"
     EXTEND = "extend"  # several more tokens for rows that have a past
+    VERIFY = (
+        "verify"  # as extend, with the logits after each of them, and few enough to read in place
+    )
 
     @classmethod
     def of(cls, start: int, num_tokens: int) -> Phase:
@@ -18,6 +21,11 @@ class Phase(str, Enum):
         if start == 0:
             return cls.PREFILL
         return cls.DECODE if num_tokens == 1 else cls.EXTEND
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether running rows go on by few tokens, in graphs whose row r is cache row r."""
+        return self in (Phase.DECODE, Phase.VERIFY)
 
     @property
     def tag(self) -> str:
@@ -32,4 +40,5 @@ _TAGS = {
     Phase.PREFILL: "context_encoding_model",
     Phase.DECODE: "token_generation_model",
     Phase.EXTEND: "context_encoding_model",
+    Phase.VERIFY: "speculation_model",
 }

@@ -30,7 +30,8 @@ _SUPPORTED = """
     padding_side prefix_buckets quantization_block_axis quantization_block_size
     quantization_dtype quantization_scale_dtype quantization_type quantize_clamp_bound quantized
     quantized_checkpoints_path save_sharded_checkpoint seq_len sequence_parallel_enabled
-    skip_warmup start_rank_id strict_kernels tkg_batch_size token_generation_batches
+    skip_warmup speculation_length start_rank_id strict_kernels tkg_batch_size
+    token_generation_batches
     token_generation_buckets
     torch_dtype tp_degree vocab_parallel windowed_context_encoding_size world_size
 """
@@ -67,7 +68,7 @@ _REFUSED = """
     medusa_speculation_length medusa_tree mlp_cp_degree num_medusa_heads padded_hidden_size
     padded_intermediate_size pp_degree qk_layernorm
     quantized_mlp_kernel_enabled rmsnorm_quantize_kernel_enabled rpl_reduce_dtype skip_sharding
-    spec_batch_size speculation_length tensor_capture_config tensor_replacement_config
+    spec_batch_size tensor_capture_config tensor_replacement_config
     token_tree_config
 """
 

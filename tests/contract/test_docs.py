@@ -55,6 +55,24 @@ def test_add_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["tokens"].tolist() == expected.tolist()
 
 
+def test_speculation(
+    tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The example runs, and all ways give the same tokens."""
+    folder = save_tiny(tiny_hf_model("llama", vocab_size=256), tmp_path / "model")
+    ids = byte_tokenizer("one two one two", return_tensors="pt")["input_ids"]
+    names: dict[str, Any] = {
+        "folder": folder,
+        "draft_folder": folder,
+        "tokenizer": byte_tokenizer,
+        "prompt": {"input_ids": ids, "do_sample": False},
+    }
+    for block in blocks("speculation.md", "python"):
+        exec(block.replace("**options", '**options, backend="eager"'), names)
+    assert torch.equal(names["tokens"], names["same"])
+    assert float(capsys.readouterr().out) >= 1
+
+
 def test_tools(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, byte_tokenizer: PreTrainedTokenizerFast
 ) -> None:

@@ -219,6 +219,23 @@ def test_nothing_that_neuron_computes_otherwise(family: str, phase: Phase, whole
     assert find_divergences(whole(family, phase)) == []
 
 
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=() if family in ("llama", "mistral") else pytest.mark.slow)
+        for family in FAMILIES
+    ],
+)
+def test_a_verify_graph_keeps_the_same_rules(family: str, folders: dict[str, Path]) -> None:
+    program = export(folders[family], Phase.VERIFY, tp_degree=2, speculation_length=4)
+    check_state(program, CACHES)
+    check_dtypes(program)
+    shapes = [tuple(t.shape) for n, t in placeholders(program).items() if n.startswith("inputs_")]
+    assert shapes == [(ROWS, 4), (ROWS, 4), (ROWS,), (ROWS, 3), (ROWS, 4)]
+    assert collectives(program) == collectives_of_step(family, LAYERS)
+    assert find_divergences(program) == []
+
+
 @pytest.mark.parametrize("phase", PHASES)
 def test_collectives_of_sequence_parallelism(phase: Phase, folders: dict[str, Path]) -> None:
     """Per layer two gathers and two scattered sums, for many tokens; decode does without."""

@@ -13,6 +13,7 @@ from nxdi.cli.model_options import (
     plan_model,
 )
 from nxdi.cli.numbers import within
+from nxdi.cli.speculation import add_speculation_options, run_speculation
 
 if TYPE_CHECKING:
     from nxdi.tools.benchmark import Report, Workload
@@ -45,11 +46,15 @@ def add_parser(subparsers: Any) -> None:
         metavar="FILE",
         help="JSON to write; a CSV and an HTML page go beside it (default: %(default)s)",
     )
+    add_speculation_options(group)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure, write the reports, and print the figures."""
+    if args.speculation is not None:
+        run_speculation(args)
+        return
     workload = _workload(args)
 
     from nxdi.tools.benchmark import measure, report_files, write_report

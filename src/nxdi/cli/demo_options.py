@@ -83,7 +83,7 @@ def _add_own_options(run: argparse.ArgumentParser) -> None:
     run.add_argument("--prompt", dest="prompts", action="append", default=[], metavar="TEXT")
     run.add_argument("--pad-token-id", type=int, metavar="ID")
     run.add_argument("--on-device-sampling", action="store_true")
-    run.add_argument("--draft-model-path", type=Path, metavar="DIR", help="refused: no speculation")
+    run.add_argument("--draft-model-path", type=Path, metavar="DIR", help="refused: one model only")
     run.add_argument("--compile-only", action="store_true")
     run.add_argument("--skip-compile", action="store_true", help="load what was compiled before")
     check = run.add_argument_group("accuracy")

@@ -62,11 +62,13 @@ def _run(args: argparse.Namespace) -> None:
 def _check_request(args: argparse.Namespace) -> None:
     """Refuse what would fail after minutes of compiling."""
     check_model_folder(args.model_path)
-    if args.draft_model_path is not None:
-        raise UnsupportedError(
-            "--draft-model-path is refused: speculation is not part of this release; leave it out: "
-            "greedy tokens are the same"
-        )
+    asked = {**vars(args), **neuron_keywords(args)}
+    for name in ("draft_model_path", "speculation_length"):
+        if asked.get(name):
+            raise UnsupportedError(
+                f"--{name.replace('_', '-')} is refused: this script runs one model, token by "
+                "token; use `nxdi bench --speculation`, or generate() with assistant_model"
+            )
     if args.skip_compile and args.compile_only:
         raise ConfigError("--skip-compile and --compile-only leave nothing to do; give one")
     if not args.prompts and not args.compile_only:

@@ -38,8 +38,9 @@ class InferenceConfig:
             raise ConfigError(f"neuron_config={neuron_config!r} must be a NeuronConfig")
         if fused_spec_config is not None:
             raise UnsupportedError(
-                "fused_spec_config is refused: speculation is not part of this release; "
-                "leave it out"
+                "fused_spec_config is refused: a draft model within the target's graph is not part "
+                "of this release; leave it out, and give the draft model to generate() as "
+                "assistant_model"
             )
         self.neuron_config = neuron_config
         self.fused_spec_config = None

@@ -152,7 +152,7 @@ class MoENeuronConfig(NeuronConfig):
         hybrid = self.hybrid_sharding_config
         if hybrid is None:
             return self.moe_tp_degree, self.moe_ep_degree
-        if phase is Phase.DECODE:
+        if phase.is_decoding:
             return hybrid.moe_tkg_tp_degree, hybrid.moe_tkg_ep_degree
         return hybrid.moe_cte_tp_degree, hybrid.moe_cte_ep_degree
 

@@ -247,23 +247,28 @@ class NeuronConfig(KeywordConfig):
     def for_phase(self, phase: Phase, backend: str) -> NeuronConfig:
         """The options as the modules of one phase on one backend see them.
 
-        Sequence parallelism is for many tokens at once: decode does without.
+        Sequence parallelism is for many tokens at once: decoding does without.
         """
         config = copy.copy(self)
         config.backend, config._phase = backend, phase
-        if phase is Phase.DECODE:
+        if phase.is_decoding:
             config.sequence_parallel_enabled = False
         return config
 
     @property
+    def is_prefill_stage(self) -> bool:
+        """Whether modules built with it take many tokens per row; NxDI's name."""
+        return not self._phase.is_decoding
+
+    @property
     def phase(self) -> Phase:
-        """What the modules built with it are for."""
+        """The phase of the modules that are built with it."""
         return self._phase
 
     @property
-    def is_prefill_stage(self) -> bool:
-        """Whether modules built with it take many tokens per row; NxDI's name."""
-        return self._phase is not Phase.DECODE
+    def num_retractable(self) -> int:
+        """Tokens that one step may write and a later one replace by others."""
+        return max(self.speculation_length - 1, 0)
 
     @property
     def is_for_neuron(self) -> bool:

@@ -103,6 +103,11 @@ def _validate_lengths(config: NeuronConfig) -> None:
             f"max_new_tokens={config.max_new_tokens} is not between 1 and max_length="
             f"{config.max_length}; raise max_length or change max_new_tokens"
         )
+    if not 0 <= config.speculation_length <= config.max_length:
+        raise ConfigError(
+            f"speculation_length={config.speculation_length} is not between 0 (none) and "
+            f"max_length={config.max_length}; it is the tokens of a row that one step verifies"
+        )
 
 
 def _validate_batches(config: NeuronConfig) -> None:

@@ -17,6 +17,9 @@ from nxdi.generation.capacity import make_blocks, sequence_limits, step_limits
 from nxdi.generation.hf_adapter import HuggingFaceGenerationAdapter
 from nxdi.generation.requests import Completion, Output, Request, RequestOptions
 from nxdi.generation.scheduler import Scheduler
+from nxdi.generation.speculation.engine import SpeculativeEngine
+from nxdi.generation.speculation.proposals import Proposer
+from nxdi.generation.speculation.step import Speculation
 from nxdi.generation.steps import Engine, make_steps
 from nxdi.generation.streaming import TextStream
 from nxdi.generation.token_choice import check_can_choose, make_token_choice
@@ -35,6 +38,8 @@ class ContinuousBatcher:
     max_step_tokens: new tokens per step; it bounds how long prompts delay running requests
     (default: one token per row, and one chunk).
     generation_config: names the end-of-sequence tokens (default: the model's own).
+    proposer: a PromptLookup or DraftModel of nxdi.generation.speculation; requests then get the
+    same tokens in fewer steps. It needs a model compiled with speculation_length.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class ContinuousBatcher:
         *,
         max_step_tokens: int | None = None,
         generation_config: GenerationConfig | None = None,
+        proposer: Proposer | None = None,
     ) -> None:
         if generation_config is None:
             generation_config = HuggingFaceGenerationAdapter(model).generation_config
@@ -52,7 +58,13 @@ class ContinuousBatcher:
         limits, self._blocks = step_limits(model, max_step_tokens), make_blocks(model)
         self._lengths = sequence_limits(model, self._blocks, limits)
         self._scheduler = Scheduler(self._blocks, limits)
-        engine = Engine(model, self._scheduler, make_token_choice(model.neuron_config))
+        choice = make_token_choice(model.neuron_config)
+        self.speculation = None if proposer is None else Speculation(model, proposer)
+        engine = (
+            Engine(model, self._scheduler, choice)
+            if self.speculation is None
+            else SpeculativeEngine(self.speculation, self._scheduler, choice)
+        )
         self._steps = make_steps(model.neuron_config, engine, self._receive)
         self._ids = count()
         self._requests: dict[int, Request] = {}  # until their last output is read

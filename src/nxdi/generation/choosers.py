@@ -65,14 +65,14 @@ class HostChooser:
 
     def __init__(self, processors: LogitsProcessorList, do_sample: bool) -> None:
         self.inputs: dict[str, Any] = {}
-        self._processors: Any = processors  # its annotations name tensor subclasses
-        self._do_sample = do_sample
+        self.processors: Any = processors  # its annotations name tensor subclasses
+        self.do_sample = do_sample
 
     def choose(self, input_ids: Tensor, output: CausalLMOutput) -> Chosen:
         assert output.logits is not None
         logits = output.logits[:, -1].float()
-        scores = self._processors(input_ids, logits.clone())
-        if self._do_sample:
+        scores = self.processors(input_ids, logits.clone())
+        if self.do_sample:
             tokens = torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1).squeeze(1)
         else:
             tokens = torch.argmax(scores, dim=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ from nxdi.errors import ConfigError, ShapeError, UnsupportedError
 from nxdi.generation.ahead import make_starter
 from nxdi.generation.choosers import make_chooser
 from nxdi.generation.loop import Generated, decode_loop
+from nxdi.generation.speculation.generate import (
+    make_draft,
+    make_lookup,
+    speculative_decode_loop,
+)
 from nxdi.graph.plan import check_capacity
 from nxdi.models.causal_lm import CausalLMOutput, NeuronBaseForCausalLM
 
@@ -33,9 +39,8 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "dola_layers": (None,),
     "constraints": (None,),
     "force_words_ids": (None,),
-    "assistant_model": (None,),
     "assistant_early_exit": (None,),
-    "prompt_lookup_num_tokens": (None,),
+    "assistant_tokenizer": (None,),
     "use_mtp": (None, False),
     "custom_generate": (None,),
     "token_healing": (None, False),
@@ -61,7 +66,8 @@ class HuggingFaceGenerationAdapter(_GenerationMixin):  # type: ignore[misc]  # s
     Everything GenerationConfig says is honoured through transformers' own processors and stopping
     criteria, or refused by name. Prompts may be padded on either side; any number of rows up to
     `batch_size` works. `seeds` (one per row) and `sampling_params` [B, 3] reach the sampler in the
-    graph.
+    graph. `assistant_model` (a loaded draft model) or `prompt_lookup_num_tokens` propose tokens,
+    for any number of rows, to a model compiled with speculation_length.
     """
 
     main_input_name = "input_ids"
@@ -117,6 +123,9 @@ class HuggingFaceGenerationAdapter(_GenerationMixin):  # type: ignore[misc]  # s
             raise ShapeError(
                 f"generate needs input_ids [batch, tokens] with at least one token, not {shape}"
             )
+        draft = kwargs.pop("assistant_model", None)
+        if draft is not None:
+            kwargs["proposer"] = make_draft(draft)
         result: Tensor | GenerateDecoderOnlyOutput = super().generate(
             inputs, generation_config, **kwargs
         )
@@ -130,7 +139,22 @@ class HuggingFaceGenerationAdapter(_GenerationMixin):  # type: ignore[misc]  # s
             generation_config, *args, **kwargs
         )
         _refuse(vars(merged[0]))
+        config, model_kwargs = merged
+        if config.prompt_lookup_num_tokens is not None:
+            # Speculation is nxdi's own: to transformers this is a search like any other.
+            if "proposer" in model_kwargs:
+                raise ConfigError(
+                    f"prompt_lookup_num_tokens={config.prompt_lookup_num_tokens} and "
+                    "assistant_model both propose tokens; give one"
+                )
+            model_kwargs["proposer"] = make_lookup(config)
+            config.prompt_lookup_num_tokens = None
         return merged
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        """As transformers', which does not know the name of what proposes tokens."""
+        known = {name: value for name, value in model_kwargs.items() if name != "proposer"}
+        super()._validate_model_kwargs(known)
 
     def _sample(
         self,
@@ -166,7 +190,10 @@ class HuggingFaceGenerationAdapter(_GenerationMixin):  # type: ignore[misc]  # s
         # As in transformers, rows that other criteria stop go on until all rows have stopped.
         has_eos = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
         pad = generation_config._pad_token_tensor if has_eos else None
-        decode_loop(
+        run = decode_loop
+        if model_kwargs.get("proposer") is not None:
+            run = partial(speculative_decode_loop, proposer=model_kwargs["proposer"])
+        run(
             self.neuron_model,
             done,
             mask,
@@ -197,9 +224,8 @@ class HuggingFaceGenerationAdapter(_GenerationMixin):  # type: ignore[misc]  # s
 
         check_many(self.neuron_config, len(input_ids), asked, generation_config)
         self._check_fit(input_ids, mask, generation_config)
-        return generate_many(
-            self.neuron_model, input_ids, mask, generation_config, model_kwargs.get("seeds")
-        )
+        extras = {name: model_kwargs.get(name) for name in ("seeds", "proposer")}
+        return generate_many(self.neuron_model, input_ids, mask, generation_config, **extras)
 
     def _check_fit(
         self, input_ids: Tensor, mask: Tensor, generation_config: GenerationConfig

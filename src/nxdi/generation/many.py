@@ -12,6 +12,7 @@ from nxdi.config import NeuronConfig
 from nxdi.errors import BucketError
 from nxdi.generation.batcher import ContinuousBatcher
 from nxdi.generation.requests import RequestOptions
+from nxdi.generation.speculation.proposals import Proposer
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 
 # What a request of the batcher has options for.
@@ -47,13 +48,14 @@ def generate_many(
     mask: Tensor,
     generation_config: GenerationConfig,
     seeds: Sequence[int] | None,
+    proposer: Proposer | None,
 ) -> Tensor:
     """Token ids [B, prompt + new], finished rows padded; each prompt gets what it would get alone.
 
     Shapes: input_ids, mask [B, T], padding on either side; seeds: one per row.
     """
     width = input_ids.shape[1]
-    batcher = ContinuousBatcher(model, generation_config=generation_config)
+    batcher = ContinuousBatcher(model, generation_config=generation_config, proposer=proposer)
     num_new = int(generation_config.max_length) - width
     sampling = {}
     if generation_config.do_sample:

@@ -140,6 +140,7 @@ class Request:
         self.num_computed = 0
         self.finish_reason: FinishReason | None = None
         self.unread: deque[Output] = deque()
+        self._num_published = 0
         self._stop_token_ids, self._text = stop_token_ids, text
         self._logprobs: list[Logprobs] = []
 
@@ -147,6 +148,10 @@ class Request:
     def num_pending(self) -> int:
         """Tokens that the cache does not hold yet."""
         return len(self.tokens) - self.num_computed
+
+    @property
+    def sampling_params(self) -> tuple[float, float, float]:
+        return self.options.sampling_params
 
     @property
     def is_full(self) -> bool:
@@ -158,7 +163,8 @@ class Request:
         self.tokens.append(token)
 
     def publish(self, token: int, logprobs: Logprobs | None = None) -> None:
-        """Put out the token taken last, and decide whether it ends the request."""
+        """Put out the first token that is not yet, and decide whether it ends the request."""
+        self._num_published += 1
         if logprobs is not None:
             self._logprobs.append(logprobs)
         text, is_stop = "", token in self._stop_token_ids
@@ -167,7 +173,7 @@ class Request:
             is_stop = self._text.is_stopped
         if is_stop:
             self.finish_reason = "stop"
-        elif self.is_full:
+        elif self.prompt_len + self._num_published == self.max_len:
             self.finish_reason = "length"
         if self.finish_reason is not None and self._text is not None:
             text += self._text.end()
@@ -177,4 +183,5 @@ class Request:
         """What was generated, once it has finished."""
         assert self.finish_reason is not None
         text = "" if self._text is None else self._text.text
-        return Completion(self.tokens[self.prompt_len :], text, self._logprobs, self.finish_reason)
+        tokens = self.tokens[self.prompt_len : self.prompt_len + self._num_published]
+        return Completion(tokens, text, self._logprobs, self.finish_reason)

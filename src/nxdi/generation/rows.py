@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nxdi.config import NeuronConfig
+from nxdi.graph.paging import default_blocks
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,17 @@ def row_inputs(config: NeuronConfig, rows: Sequence[Row]) -> dict[str, Tensor]:
         return {**inputs, "seq_ids": torch.tensor([row[0] for row in tables], dtype=torch.int32)}
     seq_ids = torch.arange(len(rows), dtype=torch.int32)
     return {**inputs, "seq_ids": seq_ids, "block_table": _block_table(tables)}
+
+
+def row_tables(config: NeuronConfig, num_rows: int) -> list[list[int]]:
+    """The table of each row where every row has an equal part of the cache.
+
+    Raises: ShapeError if a pool of blocks has not enough for that.
+    """
+    if not config.is_block_kv_layout:
+        return [[row] for row in range(num_rows)]
+    tables: list[list[int]] = default_blocks(num_rows, config).tolist()
+    return tables
 
 
 def _block_table(tables: Sequence[Sequence[int]]) -> Tensor:

@@ -29,25 +29,27 @@ class Call:
 
 @dataclass(frozen=True)
 class Computed:
-    """What a call has computed of one request: its work is done, and may have brought a token."""
+    """What a call has computed of one request: its work is done, and may have brought tokens."""
 
     work: Work[Request]
-    token: int | None
-    logits: Tensor | None  # [1, vocab_size] of its last token
+    tokens: list[int]
+    logits: Tensor | None  # [n, vocab_size] of what each was chosen from
 
     @property
     def request(self) -> Request:
         return self.work.request
 
     def publish(self) -> None:
-        """Hand out the token: its text, its logarithms, and whether it is the last."""
-        if self.token is None:
-            return
-        num_top, logprobs = self.request.options.logprobs, None
-        if num_top is not None:
-            assert self.logits is not None
-            logprobs = logprobs_of(self.logits, self.token, num_top)
-        self.request.publish(self.token, logprobs)
+        """Hand out the tokens up to the last: text, logarithms, and whether it is the last."""
+        num_top = self.request.options.logprobs
+        for index, token in enumerate(self.tokens):
+            logprobs = None
+            if num_top is not None:
+                assert self.logits is not None
+                logprobs = logprobs_of(self.logits[index : index + 1], token, num_top)
+            self.request.publish(token, logprobs)
+            if self.request.finish_reason is not None:
+                return
 
 
 class Engine:
@@ -61,7 +63,14 @@ class Engine:
     def plan(self) -> list[Call]:
         """The calls of the next step."""
         works = self.scheduler.plan()
-        return [Call(rows, self._inputs(rows)) for rows in batches(works, self.model.plan)]
+        return [self.call(rows) for rows in batches(works, self.model.plan)]
+
+    def call(self, works: Sequence[Work[Request]]) -> Call:
+        """The call that does the work of rows of one phase."""
+        table = self.scheduler.blocks.table
+        rows = [Row(work.tokens, work.start, table(work.request.id)) for work in works]
+        inputs = row_inputs(self.model.neuron_config, rows)
+        return Call(works, {**inputs, **self.choice.inputs([work.request for work in works])})
 
     def run(self, call: Call) -> list[Computed]:
         """Call the model. Nothing that others see changes, in whatever thread it runs."""
@@ -70,27 +79,19 @@ class Engine:
         return [
             Computed(
                 work,
-                self.choice.token(work.request, output, row) if work.brings_token else None,
+                [self.choice.token(work.request, output, row)] if work.brings_token else [],
                 None if logits is None else logits[row],
             )
             for row, work in enumerate(call.works)
         ]
 
     def take(self, computed: Computed) -> None:
-        """Count the work as done; its token is one of the request's."""
-        work, request = computed.work, computed.request
-        self.scheduler.blocks.fill(request.id, work.tokens)
-        request.num_computed = work.stop
-        if computed.token is not None:
-            request.take(computed.token)
-
-    def _inputs(self, works: Sequence[Work[Request]]) -> dict[str, Any]:
-        table = self.scheduler.blocks.table
-        rows = [Row(work.tokens, work.start, table(work.request.id)) for work in works]
-        return {
-            **row_inputs(self.model.neuron_config, rows),
-            **self.choice.inputs([work.request for work in works]),
-        }
+        """Count the work as done; its tokens are the request's. The last is not computed yet."""
+        work, request, computed_too = computed.work, computed.request, computed.tokens[:-1]
+        self.scheduler.blocks.fill(request.id, [*work.tokens, *computed_too])
+        request.num_computed = work.stop + len(computed_too)
+        for token in computed.tokens:
+            request.take(token)
 
 
 class Steps(Protocol):

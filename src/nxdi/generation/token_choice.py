@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nxdi.config import NeuronConfig
 from nxdi.errors import UnsupportedError
-from nxdi.generation.requests import Logprobs, Request, RequestOptions
+from nxdi.generation.requests import Logprobs, RequestOptions
 from nxdi.graph.sampling_inputs import uniform_for
 from nxdi.models.causal_lm import CausalLMOutput
 from nxdi.modules.sampling import DynamicSampler
@@ -22,11 +22,29 @@ from nxdi.modules.sampling import DynamicSampler
 _REMEDY = "compile with output_logits=True, or with on_device_sampling_config=None"
 
 
+class Sampled(Protocol):
+    """A row of tokens, and how the next ones are chosen."""
+
+    @property
+    def tokens(self) -> list[int]: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def sampling_params(self) -> tuple[float, float, float]:
+        """(top_k, top_p, temperature) as the sampler takes them; top_k 1 means greedy."""
+        ...
+
+
 class TokenChoice(Protocol):
     """Where tokens are chosen; `inputs` are what it adds to a call of the model."""
 
-    def inputs(self, requests: Sequence[Request]) -> dict[str, Any]: ...
-    def token(self, request: Request, output: CausalLMOutput, row: int) -> int: ...
+    def inputs(self, requests: Sequence[Sampled]) -> dict[str, Any]: ...
+
+    def token(self, request: Sampled, output: CausalLMOutput, row: int, ahead: int = 0) -> int:
+        """The next token; ahead: of a verify step, that after so many tokens more."""
+        ...
 
 
 class GraphChoice:
@@ -35,30 +53,31 @@ class GraphChoice:
     def __init__(self, samples: bool) -> None:
         self._samples = samples
 
-    def inputs(self, requests: Sequence[Request]) -> dict[str, Any]:
+    def inputs(self, requests: Sequence[Sampled]) -> dict[str, Any]:
         if not self._samples:
             return {}
-        params = [request.options.sampling_params for request in requests]
+        params = [request.sampling_params for request in requests]
         return {
             "sampling_params": torch.tensor(params, dtype=torch.float32),
             "seeds": [request.seed for request in requests],
         }
 
-    def token(self, request: Request, output: CausalLMOutput, row: int) -> int:
+    def token(self, request: Sampled, output: CausalLMOutput, row: int, ahead: int = 0) -> int:
         assert output.tokens is not None
-        return int(output.tokens[row])
+        return int(output.tokens[row].reshape(-1)[ahead])
 
 
 class HostChoice:
     """The sampler that graphs use, run on the host."""
 
-    def inputs(self, requests: Sequence[Request]) -> dict[str, Any]:
+    def inputs(self, requests: Sequence[Sampled]) -> dict[str, Any]:
         return {}
 
-    def token(self, request: Request, output: CausalLMOutput, row: int) -> int:
+    def token(self, request: Sampled, output: CausalLMOutput, row: int, ahead: int = 0) -> int:
         assert output.logits is not None
-        params, place = request.options.sampling_params, len(request.tokens) - 1
-        return sample_row(output.logits[row], params, request.seed, place)
+        place = len(request.tokens) - 1 + ahead
+        logits = output.logits[row, ahead : ahead + 1]
+        return sample_row(logits, request.sampling_params, request.seed, place)
 
 
 def sample_row(logits: Tensor, params: tuple[float, float, float], seed: int, position: int) -> int:

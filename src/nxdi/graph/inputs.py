@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # Symbolic dimensions an input may have; a number is itself.
-BATCH, TOKENS, BLOCKS = "batch", "tokens", "blocks"
+# CHOSEN: tokens of a row after which another one is chosen.
+BATCH, TOKENS, BLOCKS, CHOSEN = "batch", "tokens", "blocks", "chosen"
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class InputSpec:
     fill: float
 
     def shape(self, batch_size: int, num_tokens: int, num_blocks: int = 0) -> tuple[int, ...]:
-        sizes = {BATCH: batch_size, TOKENS: num_tokens, BLOCKS: num_blocks}
+        sizes = {BATCH: batch_size, TOKENS: num_tokens, BLOCKS: num_blocks, CHOSEN: num_tokens}
         return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in self.dims)
 
 
@@ -33,3 +34,5 @@ SAMPLING_PARAMS = InputSpec("sampling_params", (BATCH, 3), "float32", 1)
 # One number in [0, 1) per row, drawn on the host from the row's own seed: graphs hold no random
 # state.
 UNIFORM = InputSpec("uniform", (BATCH,), "float32", 0.5)
+# The same where a token is chosen after each of a row's tokens.
+UNIFORMS = InputSpec("uniform", (BATCH, CHOSEN), "float32", 0.5)

@@ -41,8 +41,9 @@ class StepBatch:
 
     @property
     def context(self) -> int:
-        """Positions that rows see, for a step that extends them; else 0."""
-        return int(self.position_ids.max()) + 1 if self.phase is Phase.EXTEND else 0
+        """Positions that rows see, for a step that brings them several tokens; else 0."""
+        sees = self.phase in (Phase.EXTEND, Phase.VERIFY)
+        return int(self.position_ids.max()) + 1 if sees else 0
 
     def rows(self, rows: slice | Tensor) -> StepBatch:
         """Some of the rows as a batch of their own."""
@@ -73,10 +74,10 @@ class StepBatch:
 def graph_rows(batch: StepBatch) -> Tensor:
     """The graph row of each batch row.
 
-    Rows keep their order and carry their cache row in `seq_ids`, or their blocks. But in decode
+    Rows keep their order and carry their cache row in `seq_ids`, or their blocks. But in decoding
     graph row r *is* cache row r, so that the cache is read in place instead of being gathered.
     """
-    if batch.phase is Phase.DECODE and batch.seq_ids is not None:
+    if batch.phase.is_decoding and batch.seq_ids is not None:
         return batch.seq_ids.long()
     return torch.arange(batch.num_rows)
 
@@ -108,7 +109,7 @@ def pad_step(batch: StepBatch, spec: GraphSpec) -> dict[str, Tensor]:
     }
     rows = graph_rows(batch)
     padded = only_padding(spec)
-    if batch.phase is Phase.DECODE and "seq_ids" in padded:
+    if batch.phase.is_decoding and "seq_ids" in padded:
         padded["seq_ids"] = torch.arange(spec.batch_size, dtype=torch.int32)
     for name, target in padded.items():
         if name not in given:

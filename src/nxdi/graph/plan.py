@@ -16,6 +16,7 @@ from nxdi.graph.inputs import (
     SAMPLING_PARAMS,
     SEQ_IDS,
     UNIFORM,
+    UNIFORMS,
     InputSpec,
 )
 from nxdi.types import Phase
@@ -25,9 +26,10 @@ from nxdi.types import Phase
 class GraphSpec:
     """One static graph.
 
-    `length` is in tokens: a prefill or extend graph takes that many new tokens per row, a decode
-    graph takes one and attends to that many cache slots. `context`: the cache slots that an extend
-    graph attends to, those of its new tokens included. `block_size`: of a paged cache, else 0.
+    `length` is in tokens: a prefill, extend or verify graph takes that many new tokens per row, a
+    decode graph takes one and attends to that many cache slots. `context`: the cache slots that an
+    extend or verify graph attends to, those of its new tokens included. `block_size`: of a paged
+    cache, else 0.
     """
 
     phase: Phase
@@ -87,8 +89,9 @@ class GraphPlan:
     def choose(self, phase: Phase, num_rows: int, length: int, context: int = 0) -> GraphSpec:
         """The smallest batch that holds `num_rows`, and in it the smallest length that fits.
 
-        context: for an extend graph, the positions that its rows see. Of the lengths with a graph
-        that sees so many it takes the smallest, and of those graphs the one that sees the fewest.
+        context: for an extend or verify graph, the positions that its rows see. Of the lengths with
+        a graph that sees so many it takes the smallest, and of those graphs the one that sees the
+        fewest.
         Raises: BucketError naming the largest graph and the option that would raise it.
         """
         graphs = self.of(phase)
@@ -101,12 +104,21 @@ class GraphPlan:
         remedy = "raise seq_len, and prefix_buckets if given, and compile again"
         seen = choose_bucket(context, contexts, "context (tokens)", remedy)
         graphs = tuple(graph for graph in graphs if graph.context >= seen)
-        remedy = "raise seq_len" if phase is Phase.DECODE else "raise max_context_length"
-        what = "sequence" if phase is Phase.DECODE else "prompt"
+        what, limit = _LIMITS[phase]
         lengths = sorted({graph.length for graph in graphs})
-        rung = choose_bucket(length, lengths, f"{what} (tokens)", f"{remedy} and compile again")
+        remedy = f"raise {limit} and compile again"
+        rung = choose_bucket(length, lengths, f"{what} (tokens)", remedy)
         fitting = (graph for graph in graphs if graph.length == rung)
         return min(fitting, key=lambda graph: graph.context)
+
+
+# What the length of a graph bounds, and the option that raises it.
+_LIMITS = {
+    Phase.PREFILL: ("prompt", "max_context_length"),
+    Phase.DECODE: ("sequence", "seq_len"),
+    Phase.EXTEND: ("prompt", "max_context_length"),
+    Phase.VERIFY: ("step", "speculation_length"),
+}
 
 
 def plan_graphs(config: NeuronConfig) -> GraphPlan:
@@ -114,12 +126,14 @@ def plan_graphs(config: NeuronConfig) -> GraphPlan:
 
     Prefill: one per prompt bucket at `ctx_batch_size`. Decode: one per batch bucket and attended
     length. Extend, where prompts come in pieces or find a prefix: one per prompt bucket and
-    attended length, or per prompt bucket and prefix bucket.
+    attended length, or per prompt bucket and prefix bucket. Verify, where several tokens of a row
+    may be right at once: as decode.
     """
-    inputs, outputs = _inputs(config), _outputs(config)
+    outputs = _outputs(config)
     block_size = config.pa_block_size if config.is_block_kv_layout else 0
 
     def graph(phase: Phase, batch_size: int, length: int, context: int = 0) -> GraphSpec:
+        inputs = _inputs(config, phase)
         return GraphSpec(phase, batch_size, length, inputs, outputs, context, block_size)
 
     pieces = _ladder(config, config.context_encoding_buckets, config.max_context_length)
@@ -135,6 +149,12 @@ def plan_graphs(config: NeuronConfig) -> GraphPlan:
             graph(Phase.EXTEND, config.ctx_batch_size, length, context)
             for length in pieces
             for context in _contexts(config, length, seen)
+        ]
+    if config.speculation_length:
+        graphs += [
+            graph(Phase.VERIFY, batch, config.speculation_length, context)
+            for batch in _decode_batches(config)
+            for context in seen
         ]
     if config.sequence_parallel_enabled:
         _check_sequence_parallel(config, graphs)
@@ -166,12 +186,12 @@ def _decode_batches(config: NeuronConfig) -> list[int]:
     return sorted({*(config.token_generation_batches or ()), config.tkg_batch_size})
 
 
-def _inputs(config: NeuronConfig) -> tuple[InputSpec, ...]:
+def _inputs(config: NeuronConfig, phase: Phase) -> tuple[InputSpec, ...]:
     # A paged cache has blocks where another has rows.
     base = (INPUT_IDS, POSITION_IDS, BLOCK_TABLE if config.is_block_kv_layout else SEQ_IDS)
     sampling = config.on_device_sampling_config
     if sampling is not None and (sampling.do_sample or sampling.dynamic):
-        return (*base, SAMPLING_PARAMS, UNIFORM)
+        return (*base, SAMPLING_PARAMS, UNIFORMS if phase is Phase.VERIFY else UNIFORM)
     return base
 
 
@@ -182,7 +202,7 @@ def _outputs(config: NeuronConfig) -> tuple[str, ...]:
 
 
 def _check_sequence_parallel(config: NeuronConfig, graphs: Sequence[GraphSpec]) -> None:
-    lengths = {graph.length for graph in graphs if graph.phase is not Phase.DECODE}
+    lengths = {graph.length for graph in graphs if not graph.phase.is_decoding}
     uneven = sorted(length for length in lengths if length % config.tp_degree)
     if uneven:
         raise ConfigError(

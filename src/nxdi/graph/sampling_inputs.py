@@ -78,13 +78,17 @@ def is_greedy(params: Tensor) -> bool:
 
 
 def uniform_for(seeds: Sequence[int], positions: Tensor) -> Tensor:
-    """One number in [0, 1) per row, a function of the row's seed and position only.
+    """One number in [0, 1) per position, a function of it and of the row's seed only.
 
     So a row draws the same numbers whatever its neighbours, its place in the batch, or the backend.
+    Shapes: positions [B] or [B, S], -1 = padding -> same.
     Source: Philox, Salmon et al., SC 2011.
     """
+    of_rows = positions.clamp(min=0).reshape(len(positions), -1).tolist()
     draws = [
         np.random.Generator(np.random.Philox(key=seed % 2**64, counter=position)).random()
-        for seed, position in zip(seeds, positions.tolist(), strict=True)
+        for seed, places in zip(seeds, of_rows, strict=True)
+        for position in places
     ]
-    return torch.tensor(draws, dtype=torch.float32).clamp(max=1 - 2**-24)
+    uniform = torch.tensor(draws, dtype=torch.float32).clamp(max=1 - 2**-24)
+    return uniform.view(positions.shape)

@@ -27,8 +27,8 @@ from nxdi.types import Phase
 class CausalLMOutput:
     """Result of one step, rows in the caller's order.
 
-    Shapes: logits float32 [B, 1, vocab_size] of each row's last token, tokens int32 [B]; None if
-    not compiled in.
+    Shapes: logits float32 [B, 1, vocab_size] of each row's last token, tokens int32 [B]; of
+    `verify` [B, S, vocab_size] and [B, S]. None if not compiled in.
     """
 
     logits: Tensor | None = None
@@ -102,6 +102,41 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
         return CausalLMOutput(
             None if logits is None else logits.unsqueeze(1), outputs.get("tokens")
         )
+
+    def verify(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        seq_ids: Tensor | None = None,
+        sampling_params: Tensor | None = None,
+        seeds: Sequence[int] | None = None,
+        *,
+        block_table: Tensor | None = None,
+    ) -> CausalLMOutput:
+        """One step of running rows with a result after each of their tokens, not only the last.
+
+        What it writes to the cache may be taken back: a later step that starts at an earlier
+        position replaces it.
+        Shapes: input_ids, position_ids int [B, S], S up to `speculation_length`; position -1 =
+        padding, on the right. Others, and what is raised, as in `forward`.
+        Raises: ConfigError if the model was compiled without speculation_length.
+        """
+        if Phase.VERIFY not in self.plan.phases:
+            raise ConfigError(
+                "the model was compiled with speculation_length=0, so it has no graph with a "
+                "result after each token; set speculation_length and compile again"
+            )
+        positions = row_positions(input_ids, None, position_ids)
+        check_tokens(torch.where(positions < 0, 0, input_ids), self.config.vocab_size)
+        ids, positions = packed_left(input_ids, positions)
+        self._check_continues(Phase.VERIFY, positions)
+        rows, blocks = self._place(positions, seq_ids, block_table, None)
+        extras = self._sampling_inputs(positions, sampling_params, seeds)
+        batch = StepBatch(Phase.VERIFY, ids, positions, rows, {**blocks, **extras})
+        outputs = self.runner.step(batch)
+        width = ids.shape[1]
+        found = (outputs.get(name) for name in ("logits", "tokens"))
+        return CausalLMOutput(*(None if value is None else value[:, :width] for value in found))
 
     @property
     def prefill_again_at(self) -> int | None:
@@ -177,7 +212,7 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
     ) -> dict[str, Tensor]:
         """The declared sampling inputs of this step.
 
-        positions [B]: where each row's last token stands.
+        positions [B], or [B, S]: of the tokens after which one is chosen.
         """
         config, num_rows = self.neuron_config.on_device_sampling_config, positions.shape[0]
         if params is not None:
@@ -199,9 +234,9 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
         if seeds is not None and len(seeds) != num_rows:
             raise ConfigError(f"{len(seeds)} seeds for {num_rows} rows; give one per row")
         if config.deterministic:
-            uniform = torch.full((num_rows,), 0.5)
+            uniform = torch.full(positions.shape, 0.5)
         elif seeds is not None:
             uniform = uniform_for(seeds, positions)
         else:
-            uniform = torch.rand(num_rows)
+            uniform = torch.rand(positions.shape)
         return {"sampling_params": params.float(), "uniform": uniform}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from nxdi.config import InferenceConfig
 from nxdi.graph.plan import GraphSpec
 from nxdi.modules.context import LayerContext, StepContext
 from nxdi.modules.kvcache.spec import CacheState, KVCacheLayout, layout_of
+from nxdi.modules.readout import make_readout
 from nxdi.modules.sampling import make_sampler
 from nxdi.modules.sequence import SequenceGather
 from nxdi.parallel_layers.mappings import gather_from_tensor_model_parallel_region_with_dim
@@ -39,6 +39,7 @@ class Decoder(nn.Module):
         self.sequence_parallel_enabled = self.neuron_config.sequence_parallel_enabled
         self.sequence_dimension = 1 if self.sequence_parallel_enabled else None
         self.gather = SequenceGather(self.sequence_parallel_enabled)
+        self.readout = make_readout(self.neuron_config)
         self.setup_attr_for_model(config)
         self.init_model(config)
         self.sampler = None if sampling is None else make_sampler(sampling)
@@ -98,11 +99,12 @@ class Decoder(nn.Module):
         return x, flat(ctx.new_states())
 
     def last_hidden(self, x: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The activations of each row's last real token. [B, S, hidden] -> [B, 1, hidden]."""
-        x = self.gather(x)
-        last = inputs["position_ids"].argmax(dim=1)
-        index = last[:, None, None].expand(-1, 1, x.shape[-1])
-        return torch.gather(x, 1, index)
+        """The activations that logits are made of, one token per row: each row's last real token.
+
+        In a verify graph each token is a row of its own, there and below.
+        Shapes: [B, S, hidden] -> [B, 1, hidden].
+        """
+        return self.readout.hidden(self.gather(x), inputs["position_ids"])
 
     def head(self, x: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The outputs the config asks for, from activations as the last layer leaves them.
@@ -119,10 +121,8 @@ class Decoder(nn.Module):
         """What the graph returns, by name. logits [B, vocab_size]."""
         outputs = {"logits": logits} if self.output_logits else {}
         if self.sampler is not None:
-            outputs["tokens"] = self.sampler(
-                logits, inputs.get("sampling_params"), inputs.get("uniform")
-            )
-        return outputs
+            outputs["tokens"] = self.sampler(logits, *self.readout.sampling(inputs))
+        return {name: self.readout.output(value) for name, value in outputs.items()}
 
     def _whole_vocabulary(self, logits: Tensor) -> Tensor:
         """The logits of all ranks, without those of padding, whatever lm_head leaves."""

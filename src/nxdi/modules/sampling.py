@@ -47,7 +47,7 @@ class DynamicSampler:
         # From the largest downwards, so that a tiny temperature leads to -inf and never to inf.
         centred = logits - logits.amax(dim=-1, keepdim=True)
         scaled = centred / torch.where(temperature == 0, 1.0, temperature).unsqueeze(-1)
-        drawn = _draw(_nucleus(_top_k_probabilities(scaled, top_k), top_p), uniform)
+        drawn = draw_token(_nucleus(_top_k_probabilities(scaled, top_k), top_p), uniform)
         return torch.where(is_greedy, torch.argmax(logits, dim=-1).to(torch.int32), drawn)
 
 
@@ -100,7 +100,7 @@ def _nucleus(probabilities: Tensor, top_p: Tensor) -> Tensor:
     return torch.where(keys >= _threshold(keys, probabilities, need), probabilities, 0.0)
 
 
-def _draw(weights: Tensor, uniform: Tensor) -> Tensor:
+def draw_token(weights: Tensor, uniform: Tensor) -> Tensor:
     """The token at which the running sum passes uniform * total. [B, V], [B] -> [B]."""
     running = weights.cumsum(dim=-1)
     target = uniform.unsqueeze(-1) * running[:, -1:]

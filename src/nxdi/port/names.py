@@ -104,7 +104,7 @@ BASE_CLASSES = {
 _GRAPHS = "graphs are planned from the config, one per phase and bucket; nothing calls it"
 _MASKS = "masks are made from positions; nothing calls it"
 _ATTEND = "attention is one path for all phases; override prep_qkv_tensors or forward instead"
-_SPECULATION = "speculation is not in this version; nothing calls it"
+_SPECULATION = "speculation goes by the config's speculation_length; nothing calls it"
 
 # Methods of NxDI's base classes that are never called here: overriding them does nothing.
 NOT_HOOKS = {

@@ -35,7 +35,7 @@ class Runner:
         Raises: BucketError before anything is computed.
         """
         widest = self.plan.max_batch(batch.phase)
-        if batch.phase is not Phase.DECODE and batch.num_rows > widest:
+        if not batch.phase.is_decoding and batch.num_rows > widest:
             self.plan.choose(batch.phase, widest, batch.length, batch.context)
             starts = range(0, batch.num_rows, widest)
             parts = [self.step(batch.rows(slice(start, start + widest))) for start in starts]

@@ -22,7 +22,6 @@ from nxdi.errors import ConfigError, UnsupportedError
 from nxdi.graph.plan import GraphSpec
 from nxdi.runtime.backend import RankExecutable
 from nxdi.runtime.runner import Runner
-from nxdi.types import Phase
 
 T = TypeVar("T")
 
@@ -144,7 +143,7 @@ class _Snapshots:
         for row, position in zip(rows, last, strict=True):
             if position < 0:
                 continue
-            if spec.phase is not Phase.DECODE:
+            if not spec.phase.is_decoding:
                 self._prompt_lens[row] = position + 1
             if row in self._prompt_lens:
                 made.append((row, position + 1 - self._prompt_lens[row]))

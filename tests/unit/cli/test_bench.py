@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from byte_tokenizer import make_byte_tokenizer
 from nxdi.cli import main
 from nxdi.runtime.backends.eager import EagerBackend
 from tiny_models import save_tiny, tiny_hf_model
@@ -91,3 +92,37 @@ def test_a_number_out_of_range(option: str, folder: Path, capsys: Capture) -> No
         main(["bench", str(folder), option, "0"])
     assert stop.value.code == 2
     assert "is out of range: at least 1" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def talking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a tokenizer of bytes."""
+    path = tmp_path_factory.mktemp("bench") / "talking"
+    save_tiny(tiny_hf_model("llama", vocab_size=256), path)
+    make_byte_tokenizer("{{ messages[0].content }}").save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("draft", ["lookup", "itself"])
+def test_speculation(draft: str, talking: Path, tmp_path: Path, capsys: Capture) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("one two one two\n\nthree\n")
+    options = [*OPTIONS[:-1], "1", "--new-tokens", "12", "--prompts", str(prompts)]
+    options += ["--option", "speculation_length=3", "--speculation"]
+    who = str(talking) if draft == "itself" else draft
+    assert main(["bench", str(talking), *options, who]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["place", "proposed", "kept"]
+    if draft == "itself":
+        assert [line.split()[-1] for line in lines[1:3]] == ["100%", "100%"]
+        assert lines[3].endswith("(mean acceptance 100%)")
+        assert float(lines[3].split()[3]) > 2
+    assert lines[-2].startswith("tokens per step: ")
+    assert lines[-1].startswith("speed-up over plain decoding: ")
+    assert lines[-1].endswith(" tokens/s)")
+
+
+def test_prompts_that_cannot_be_read(talking: Path, tmp_path: Path, capsys: Capture) -> None:
+    options = [*OPTIONS, "--speculation", "lookup", "--prompts", str(tmp_path / "none.txt")]
+    assert main(["bench", str(talking), *options]) == 2
+    assert "none.txt cannot be read" in capsys.readouterr().err

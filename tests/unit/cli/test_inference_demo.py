@@ -189,9 +189,9 @@ def test_sampling_in_the_graph_and_on_the_host(
     ("options", "message"),
     [
         ("--is-medusa", "is_medusa=True is refused"),
-        ("--speculation-length 3", "speculation_length=3 is refused"),
         ("--quantized --quantization-type blockwise_symmetric", "must be two integers"),
-        ("--draft-model-path elsewhere", "--draft-model-path is refused: speculation"),
+        ("--speculation-length 3", "--speculation-length is refused: this script"),
+        ("--draft-model-path elsewhere", "--draft-model-path is refused: this script"),
         ("--enable-prefix-caching", "set is_block_kv_layout=True"),
         ("--skip-compile --compile-only", "leave nothing to do"),
         ("--max-new-tokens 40", "max_new_tokens=40 is not between 1 and max_length=32"),

@@ -104,7 +104,7 @@ def test_neuron_config_must_be_one() -> None:
 
 
 def test_fused_speculation_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="speculation is not part of this release"):
+    with pytest.raises(UnsupportedError, match="give the draft model to generate"):
         InferenceConfig(NeuronConfig(), fused_spec_config=object())
 
 

@@ -30,7 +30,13 @@ def test_degrees_by_phase() -> None:
     config = MoENeuronConfig(tp_degree=4, hybrid_sharding_config=hybrid)
     assert isinstance(config.hybrid_sharding_config, HybridShardingConfig)
     degrees = {phase: config.moe_degrees(phase) for phase in Phase}
-    assert degrees == {Phase.PREFILL: (4, 1), Phase.EXTEND: (4, 1), Phase.DECODE: (2, 2)}
+    prefill, decode = (4, 1), (2, 2)
+    assert degrees == {
+        Phase.PREFILL: prefill,
+        Phase.EXTEND: prefill,
+        Phase.DECODE: decode,
+        Phase.VERIFY: decode,
+    }
     assert config.is_expert_parallel
 
 

@@ -120,3 +120,9 @@ def test_ranks_here_are_one_of_equal_parts(first: int, local: int) -> None:
 @pytest.mark.parametrize(("first", "local"), [(0, 4), (0, 2), (2, 2), (3, 1)])
 def test_parts_of_the_ranks(first: int, local: int) -> None:
     NeuronConfig(tp_degree=4, start_rank_id=first, local_ranks_size=local)
+
+
+@pytest.mark.parametrize("length", [-1, 33])
+def test_a_step_verifies_no_more_than_a_sequence_has(length: int) -> None:
+    with pytest.raises(ConfigError, match=f"speculation_length={length} is not between 0"):
+        NeuronConfig(seq_len=32, speculation_length=length)

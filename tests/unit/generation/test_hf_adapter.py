@@ -255,9 +255,8 @@ REFUSED: dict[str, Any] = {
     "dola_layers": "low",
     "constraints": [object()],
     "force_words_ids": [[1]],
-    "assistant_model": object(),
     "assistant_early_exit": 1,
-    "prompt_lookup_num_tokens": 3,
+    "assistant_tokenizer": object(),
     "custom_generate": lambda model, **keywords: None,
     "token_healing": True,
     "negative_prompt_ids": torch.ones(1, 2, dtype=torch.int64),
@@ -277,7 +276,7 @@ def test_other_algorithms_are_refused_by_name(name: str, tiny: Any, host: Adapte
         host.generate(tiny.ids, max_new_tokens=2, **{name: REFUSED[name]})
 
 
-@pytest.mark.parametrize("name", ["num_beams", "guidance_scale", "prompt_lookup_num_tokens"])
+@pytest.mark.parametrize("name", ["num_beams", "guidance_scale"])
 def test_a_generation_config_is_refused_by_name(name: str, tiny: Any, host: Adapter) -> None:
     config = GenerationConfig(max_new_tokens=2, **{name: REFUSED[name]})
     with pytest.raises(UnsupportedError, match=name):

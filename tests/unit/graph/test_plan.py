@@ -289,3 +289,30 @@ def test_graphs_are_plain_data() -> None:
         "dtype": "int32",
         "fill": -1,
     }
+
+
+def test_verify_graphs_take_some_tokens_and_see_what_decode_sees() -> None:
+    config = NeuronConfig(
+        seq_len=64,
+        batch_size=4,
+        speculation_length=5,
+        enable_bucketing=True,
+        token_generation_buckets=[5, 64],
+        token_generation_batches=[2],
+        on_device_sampling_config={"dynamic": True},
+    )
+    plan = plan_graphs(config)
+    assert [graph.name for graph in plan.of(Phase.VERIFY)] == [
+        "speculation_model_b2_s5_c5",
+        "speculation_model_b2_s5_c64",
+        "speculation_model_b4_s5_c5",
+        "speculation_model_b4_s5_c64",
+    ]
+    graph = plan.choose(Phase.VERIFY, 3, 2, 6)
+    assert (graph.batch_size, graph.num_tokens, graph.num_slots) == (4, 5, 64)
+    shapes = graph.input_shapes()
+    assert (shapes["input_ids"], shapes["uniform"]) == ((4, 5), (4, 5))
+    assert shapes["sampling_params"] == (4, 3)
+    with pytest.raises(BucketError, match=r"step \(tokens\) of 6 .* raise speculation_length"):
+        plan.choose(Phase.VERIFY, 1, 6, 64)
+    assert not plan_graphs(NeuronConfig(seq_len=64)).of(Phase.VERIFY)

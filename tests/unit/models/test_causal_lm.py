@@ -204,3 +204,50 @@ def test_truncation_that_was_asked_for(saved: Path) -> None:
 def test_a_step_before_load(saved: Path) -> None:
     with pytest.raises(ConfigError, match=r"not loaded; call model\.compile\(path\) once"):
         make_app(saved, **LENGTHS)(IDS)
+
+
+def test_verify_has_a_result_after_each_token(saved: Path) -> None:
+    """That of decoding them one by one, sampled with the same numbers; rows in any order."""
+    sampling = OnDeviceSamplingConfig(dynamic=True)
+    options = {"on_device_sampling_config": sampling, "output_logits": True, **LENGTHS}
+    app = load_app(saved, speculation_length=3, **options)
+    rows = torch.tensor([2, 0], dtype=torch.int32)
+    chosen: dict[str, Any] = {"sampling_params": torch.tensor([[0, 1, 0.8]] * 2), "seeds": [7, 8]}
+    app(IDS, seq_ids=rows, **chosen)
+    new = torch.tensor([[30, 31, 32], [40, 41, 0]])
+    places = torch.tensor([[4, 5, 6], [4, 5, -1]])
+    out = app.verify(new, places, seq_ids=rows, **chosen)
+    assert out.logits is not None
+    assert out.tokens is not None
+    assert (out.logits.shape, out.tokens.shape) == ((2, 3, 97), (2, 3))
+    for place in range(2):
+        position = torch.full((2, 1), 4 + place)
+        one = app(new[:, place : place + 1], position_ids=position, seq_ids=rows, **chosen)
+        assert one.tokens is not None
+        assert out.tokens[:, place].tolist() == one.tokens.tolist()
+        torch.testing.assert_close(out.logits[:, place : place + 1], one.logits)
+
+
+def test_what_verify_refuses(app: NeuronBaseForCausalLM, saved: Path) -> None:
+    with pytest.raises(ConfigError, match="compiled with speculation_length=0"):
+        app.verify(IDS[:, :2], torch.tensor([[4, 5], [4, 5]]))
+    verifies = load_app(saved, speculation_length=2, **LENGTHS)
+    with pytest.raises(BucketError, match="raise speculation_length"):
+        verifies.verify(IDS[:, :3], torch.tensor([[4, 5, 6]] * 2))
+    with pytest.raises(ShapeError, match="count up by one"):
+        verifies.verify(IDS[:, :2], torch.tensor([[4, 6]] * 2))
+    with pytest.raises(BucketError, match="raise seq_len"):
+        verifies.verify(IDS[:, :2], torch.tensor([[23, 24]] * 2))
+
+
+def test_verify_graphs_take_no_memory_of_their_own(saved: Path) -> None:
+    """Weights and caches are those of the other graphs."""
+    app = load_app(saved, speculation_length=4, **LENGTHS)
+    rank: Any = app.runner.executables[0]
+    kept = {
+        phase: {name: tensor.data_ptr() for name, tensor in module.named_parameters()}
+        for phase, module in rank.modules.items()
+    }
+    assert kept[Phase.VERIFY] == kept[Phase.DECODE]
+    plain = make_app(saved, **LENGTHS).build(Phase.DECODE)
+    assert [tuple(cache.shape) for cache in rank.caches] == plain.cache_shapes()

@@ -20,8 +20,9 @@ def choose_layout(
     """
     if neuron.is_block_kv_layout:
         return PagedCache(num_kv_heads, neuron.pa_num_blocks, neuron.pa_block_size, head_dims)
+    spare = neuron.num_retractable
     if isinstance(mask, SlidingWindow):
-        return WindowCache(num_kv_heads, mask.window, head_dims)
+        return WindowCache(num_kv_heads, mask.window, head_dims, spare)
     if isinstance(mask, Chunked):
-        return ChunkedCache(num_kv_heads, mask.chunk_size, head_dims)
+        return ChunkedCache(num_kv_heads, mask.chunk_size, head_dims, spare)
     return ContiguousCache(num_kv_heads, neuron.max_length, head_dims)

@@ -72,9 +72,9 @@ def layout_of(layer: nn.Module) -> KVCacheLayout:
 def row_slots(cache: Tensor, step: StepPositions, num_slots: int) -> Tensor:
     """The first `num_slots` slots of each batch row. [R, N, T, D] -> [B, N, num_slots, D].
 
-    A decode reads its cache in place, since its rows are the first cache rows.
+    Decoding reads its cache in place, since its rows are the first cache rows.
     """
-    if step.phase is Phase.DECODE:
+    if step.phase.is_decoding:
         return cache[: step.positions.shape[0], :, :num_slots]
     assert step.rows is not None
     return cache[step.rows.long(), :, :num_slots]

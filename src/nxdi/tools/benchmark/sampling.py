@@ -54,8 +54,8 @@ def benchmark_sampling(
     """
     if draft_model is not None:
         raise UnsupportedError(
-            "benchmark_sampling(draft_model=...) is not supported: draft models are not part of "
-            "this release; leave it out"
+            "benchmark_sampling(draft_model=...) is not supported, it measures one model; leave it "
+            "out, and use measure_speculation of nxdi.tools.benchmark.speculation"
         )
     if benchmark_report_path is not None:
         report_files(benchmark_report_path)

@@ -1,0 +1,1 @@
+"""Speculative decoding: which proposed tokens the target keeps."""
