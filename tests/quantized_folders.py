@@ -34,7 +34,7 @@ class Kind:
     store: Callable[[Tensor], tuple[Tensors, Tensor]]
 
 
-def compressed(form: str, **weights: Any) -> Kind:
+def compressed(form: str, inputs: Mapping[str, Any] | None = None, **weights: Any) -> Kind:
     """A kind of compressed-tensors."""
     weights = {"symmetric": True, **weights}
     scheme = QuantizationScheme(targets=["Linear"], weights=weights)
@@ -45,7 +45,7 @@ def compressed(form: str, **weights: Any) -> Kind:
         stored = compressor.compress(found, scheme)
         return stored, compressor.decompress(stored, scheme)["weight"]
 
-    groups = {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}}
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": inputs}}
     return Kind(
         {
             "quant_method": "compressed-tensors",

@@ -14,7 +14,7 @@ import nxdi
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.modules.quantization import quantized_names
 from nxdi.types import Phase
-from quantized_folders import KINDS, save_mxfp4, save_quantized
+from quantized_folders import KINDS, compressed, save_mxfp4, save_quantized
 from tiny_models import VOCAB_SIZE, tiny_hf_model
 from tolerances import LOGITS_FP32
 
@@ -70,6 +70,27 @@ def test_llama(kind: str, tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="not close"):
         check(app, model)  # as it was before
     check(load(tmp_path / "model", tp_degree=2), reference)
+
+
+def test_quantized_inputs(tmp_path: Path) -> None:
+    """int8 with int8: each token of a layer's input is rounded to 127 steps of its largest."""
+    inputs = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+    kind = compressed("int-quantized", inputs, num_bits=8, type="int", strategy="channel")
+    model = tiny_hf_model("llama", **MODELS["llama"])
+    reference = save_quantized(model, tmp_path / "model", kind, is_linear)
+    app = load(tmp_path / "model")
+    assert app.neuron_config.activation_quantization_type == "dynamic"
+    with pytest.raises(AssertionError, match="not close"):
+        check(app, reference)
+    for name, module in reference.named_modules():
+        if is_linear(name):
+            module.register_forward_pre_hook(lambda _, args: (rounded(args[0]),))
+    check(app, reference)
+
+
+def rounded(x: Tensor) -> Tensor:
+    scale = x.abs().amax(-1, keepdim=True) / 127
+    return (x / scale).round() * scale
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])

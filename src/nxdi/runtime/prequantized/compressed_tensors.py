@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nxdi.config.activation_quantization import DYNAMIC
 from nxdi.config.limits import shown
 from nxdi.config.quantization import BLOCKWISE, INT4, PER_CHANNEL
 from nxdi.errors import UnsupportedError, WeightError
@@ -46,7 +47,7 @@ def read_compressed_tensors(quantization: Mapping[str, Any]) -> StoredFormat:
     sparsity = mapping(quantization.get("sparsity_config") or {}, "sparsity_config")
     refuse_others(sparsity, {"format": ("dense", None)})
     groups = mapping(quantization.get("config_groups"), "config_groups")
-    targets, weights, form = _only_scheme(groups, quantization.get("format"))
+    targets, weights, inputs, form = _only_scheme(groups, quantization.get("format"))
     is_ignored = matcher(names(quantization.get("ignore"), "ignore"), "ignore")
     is_target = matcher(targets, "targets")
     # A class such as Linear is every layer that is stored as such.
@@ -54,7 +55,7 @@ def read_compressed_tensors(quantization: Mapping[str, Any]) -> StoredFormat:
     name, dtype = _kind(weights, form)
     block, unpack = _strategy(weights)
     return StoredFormat(
-        keywords={"quantization_dtype": name, **block},
+        keywords={"quantization_dtype": name, **block, **_activations(inputs, weights)},
         suffix=_PACKED_SUFFIX if name == INT4 else "",
         dtype=dtype,
         scale_names=lambda weight: (f"{weight}_scale",),
@@ -66,15 +67,22 @@ def read_compressed_tensors(quantization: Mapping[str, Any]) -> StoredFormat:
 
 def _only_scheme(
     groups: Mapping[str, Any], common: object
-) -> tuple[list[str], Mapping[str, Any], object]:
-    """(targets, weights, format) of the groups, which must differ in their targets only."""
+) -> tuple[list[str], Mapping[str, Any], Mapping[str, Any] | None, object]:
+    """(targets, weights, input_activations, format) of groups that differ in their targets only."""
     targets: list[str] = []
     schemes = []
     for key, group in groups.items():
         group = mapping(group, key)
-        _refuse_activations(group)
+        refuse_others(group, {"output_activations": (None,)})
         targets += names(group.get("targets"), "targets")
-        schemes.append((mapping(group.get("weights"), "weights"), group.get("format") or common))
+        inputs = group.get("input_activations")
+        schemes.append(
+            (
+                mapping(group.get("weights"), "weights"),
+                None if inputs is None else mapping(inputs, "input_activations"),
+                group.get("format") or common,
+            )
+        )
     if not schemes or any(scheme != schemes[0] for scheme in schemes):
         raise UnsupportedError(
             f"quantization_config has {len(schemes)} config_groups that differ, and one scheme is "
@@ -83,13 +91,21 @@ def _only_scheme(
     return (targets, *schemes[0])
 
 
-def _refuse_activations(group: Mapping[str, Any]) -> None:
-    for name in ("input_activations", "output_activations"):
-        if group.get(name) is not None:
-            raise UnsupportedError(
-                f"quantization_config has {name}={shown(group[name])}, and activations stay in the "
-                "compute dtype; use a checkpoint whose weights alone are quantized"
-            )
+def _activations(inputs: Mapping[str, Any] | None, weights: Mapping[str, Any]) -> dict[str, Any]:
+    """NeuronConfig's keywords for quantized inputs: a scale for each token, made as it comes."""
+    if inputs is None:
+        return {}
+    refuse_others(
+        inputs,
+        {
+            "symmetric": (True, None),
+            "dynamic": (True,),
+            "strategy": ("token",),
+            "type": (weights.get("type"),),
+            "num_bits": (weights.get("num_bits"),),
+        },
+    )
+    return {"activation_quantization_type": DYNAMIC}
 
 
 def _kind(weights: Mapping[str, Any], form: object) -> tuple[str, torch.dtype]:

@@ -31,7 +31,7 @@ def attended(
 
 def misreads(layout: RollingCache, num_kept: int) -> bool:
     """Whether a walk in verify steps that keep `num_kept` tokens each sees a wrong key."""
-    state = CacheState(*(torch.full(layout.shape(1), -99.0) for _ in range(2)))
+    state = CacheState(*(torch.full(shape, -99.0) for shape in layout.shapes(1)))
     state, _ = attended(layout, Phase.PREFILL, list(range(9)), state, 0)
     start = 9
     while start + VERIFIED < LENGTH:
@@ -54,12 +54,12 @@ def misreads(layout: RollingCache, num_kept: int) -> bool:
 @pytest.mark.parametrize("cls", [WindowCache, ChunkedCache])
 @pytest.mark.parametrize("num_kept", range(1, VERIFIED + 1))
 def test_spare_slots_keep_what_is_seen(cls: type[RollingCache], num_kept: int) -> None:
-    assert not misreads(cls(1, SIZE, 1, num_spare=VERIFIED - 1), num_kept)
+    assert not misreads(cls(1, SIZE, (1, 1), num_spare=VERIFIED - 1), num_kept)
 
 
 @pytest.mark.parametrize("cls", [WindowCache, ChunkedCache])
 def test_without_them_it_is_lost(cls: type[RollingCache]) -> None:
-    assert misreads(cls(1, SIZE, 1), 1)
+    assert misreads(cls(1, SIZE, (1, 1)), 1)
 
 
 def test_spare_slots_are_memory() -> None:

@@ -98,6 +98,7 @@ def test_every_byte_and_scale_of_mxfp4() -> None:
 
 GROUPS = KINDS["int8 channel"].quantization["config_groups"]
 WEIGHTS = GROUPS["group_0"]["weights"]
+TOKENS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
 
 
 def groups(**changes: Any) -> dict[str, Any]:
@@ -107,7 +108,9 @@ def groups(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"config_groups": groups(input_activations={"num_bits": 8})}, "input_activations"),
+        ({"config_groups": groups(input_activations={**TOKENS, "num_bits": 4})}, "num_bits=4"),
+        ({"config_groups": groups(input_activations={**TOKENS, "dynamic": False})}, "dynamic"),
+        ({"config_groups": groups(output_activations=TOKENS)}, "output_activations"),
         ({"config_groups": groups(weights={**WEIGHTS, "symmetric": False})}, "symmetric=False"),
         ({"config_groups": groups(weights={**WEIGHTS, "num_bits": 3})}, "num_bits=3"),
         ({"config_groups": groups(weights={**WEIGHTS, "strategy": "token"})}, "strategy='token'"),
