@@ -24,6 +24,7 @@ TEST = [
     "compressed-tensors>=0.11",
     "hypothesis>=6.100",
     "mypy>=1.15",
+    "psutil",  # which compressed-tensors imports and does not require
     "pytest>=8.3",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",

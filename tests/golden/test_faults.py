@@ -65,8 +65,8 @@ def window_off_by_one(patch: Patch) -> None:
 def window_that_does_not_roll(patch: Patch) -> None:
     """The slots of a full window keep the first tokens' positions."""
 
-    def wrong(self: WindowCache, newest: Tensor, length: int) -> Tensor:
-        slots = torch.arange(length, dtype=torch.int32)[None]
+    def wrong(self: WindowCache, newest: Tensor, num_seen: int) -> Tensor:
+        slots = torch.arange(min(self.num_slots, num_seen), dtype=torch.int32)[None]
         return torch.where(slots > newest, -1, slots)
 
     patch.setattr(WindowCache, "_positions", wrong)
@@ -87,8 +87,8 @@ def chunk_that_is_not_emptied(patch: Patch) -> None:
     patch.setattr(ChunkedCache, "_positions", _positions_of_a_full_chunk)
 
 
-def _positions_of_a_full_chunk(self: ChunkedCache, newest: Tensor, length: int) -> Tensor:
-    slots = torch.arange(length, dtype=torch.int32)[None]
+def _positions_of_a_full_chunk(self: ChunkedCache, newest: Tensor, num_seen: int) -> Tensor:
+    slots = torch.arange(min(self.num_slots, num_seen), dtype=torch.int32)[None]
     return torch.minimum(newest - newest % self.size + slots, newest)
 
 

@@ -144,7 +144,8 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Any, 
 
     def build(family: str, phase: Phase, **overrides: Any) -> tuple[Any, GraphSpec]:
         folder = save_tiny(tiny_hf_model(family, **overrides), tmp_path_factory.mktemp(family))
-        app = make_app(folder, seq_len=16, batch_size=2, windowed_context_encoding_size=8)
+        options = {"windowed_context_encoding_size": 8, "speculation_length": 3}
+        app = make_app(folder, seq_len=16, batch_size=2, **options)
         return app.build(phase), plan_graphs(app.neuron_config).of(phase)[0]
 
     return build
