@@ -93,7 +93,7 @@ def rounded(x: Tensor) -> Tensor:
     return (x / scale).round() * scale
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["mixtral", pytest.param("qwen3_moe", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["int8 channel", "int4 group", "fp8"])
 def test_experts(family: str, kind: str, tmp_path: Path) -> None:
     model = tiny_hf_model(family, **MODELS[family])
