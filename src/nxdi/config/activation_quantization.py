@@ -62,7 +62,7 @@ def activation_quantization(config: NeuronConfig) -> ActivationQuantization | No
             f"activation_quantization_type={kind!r} does not go with quantization_type="
             f"{config.quantization_type!r}; use {PER_CHANNEL!r} or {PER_TENSOR!r}"
         )
-    if config.quantization_dtype not in ("int8", "f8e4m3", "f8e5m2"):
+    if weights.is_packed:
         raise UnsupportedError(
             f"activation_quantization_type={kind!r} does not go with quantization_dtype="
             f"{config.quantization_dtype!r}; use 'int8', 'f8e4m3' or 'f8e5m2'"

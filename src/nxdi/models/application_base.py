@@ -101,6 +101,11 @@ class NeuronApplicationBase:
         self.config = copy.copy(self.config)
         self.config.neuron_config = self.neuron_config
 
+    @property
+    def is_tied(self) -> bool:
+        """Whether lm_head has the embedding's weight."""
+        return bool(getattr(self.config, "tie_word_embeddings", False))
+
     # Weights. The hooks below are NxDI's; most models need none of them.
 
     @staticmethod
@@ -128,13 +133,13 @@ class NeuronApplicationBase:
 
     def get_state_dict(self) -> dict[str, Tensor]:
         """The full checkpoint under the model's own names, memory-mapped."""
-        return self._state(self._weights_source().read())
+        source = self._weights_source()
+        return self._state(source, source.read())
 
     def _weights_source(self) -> WeightsSource:
         return source_of(self.model_path, self.config, self.neuron_config)
 
-    def _state(self, stored: dict[str, Tensor]) -> dict[str, Tensor]:
-        source = self._weights_source()
+    def _state(self, source: WeightsSource, stored: dict[str, Tensor]) -> dict[str, Tensor]:
         if source.is_converted:
             return stored
         weights, scales = source.split(stored)
@@ -148,7 +153,7 @@ class NeuronApplicationBase:
         prefix = self._STATE_DICT_MODEL_PREFIX
         state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
         state = self.convert_hf_to_neuron_state_dict(state, self.config)
-        if getattr(self.config, "tie_word_embeddings", False):
+        if self.is_tied:
             self.update_state_dict_for_tied_weights(state)
         return {
             name: tensor for name, tensor in state.items() if not name.endswith(_IGNORED_WEIGHTS)
@@ -206,9 +211,9 @@ class NeuronApplicationBase:
 
     def stored_scales(self, model: nn.Module) -> dict[str, Tensor]:
         """The scales of the checkpoint by the names of `model`'s weights, without their values."""
-        stored = self._weights_source().read()
-        on_meta = {name: tensor.to("meta") for name, tensor in stored.items()}
-        return take_scales(self._presharded(model, self._state(on_meta)))
+        source = self._weights_source()
+        on_meta = {name: tensor.to("meta") for name, tensor in source.read().items()}
+        return take_scales(self._presharded(model, self._state(source, on_meta)))
 
     # Building.
 
@@ -218,8 +223,7 @@ class NeuronApplicationBase:
         with without_memory(), tensor_parallel(self.neuron_config.tp_degree):
             model = type(self)._model_cls(self._config_for(phase)).eval()
             if scheme is not None:
-                is_tied = bool(getattr(self.config, "tie_word_embeddings", False))
-                quantize_modules(model, scheme, is_tied)
+                quantize_modules(model, scheme, self.is_tied)
             inputs = activation_quantization(self._config_for(phase).neuron_config)
             if inputs is not None:
                 quantize_inputs(model, inputs)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from nxdi import env
-from nxdi.config import NeuronConfig
 from nxdi.config.serialize import CONFIG_FILE
 from nxdi.errors import ConfigError
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
@@ -61,7 +60,7 @@ class AutoModelForCausalLM:
         model_cls = cls.class_for(folder, architecture)
         options = with_folder_options(model_cls, folder, options)
         neuron_config = model_cls.get_config_cls().get_neuron_config_cls()(**options)
-        model = new_model(model_cls, folder, neuron_config)
+        model = model_cls(folder, neuron_config=neuron_config)
         if artifact_dir is None and model.backend.name == "neuron":
             artifact_dir = env.neuron_artifacts()
         path = Path(artifact_dir) if artifact_dir is not None else default_artifact_dir(model)
@@ -69,13 +68,6 @@ class AutoModelForCausalLM:
         model.compile_if(lambda: _must_compile(path, is_in_cache), path, progress)
         model.load(path)
         return model
-
-
-def new_model(
-    model_cls: type[NeuronBaseForCausalLM], folder: Path, neuron_config: NeuronConfig
-) -> NeuronBaseForCausalLM:
-    """A model of a Hugging Face folder, neither compiled nor loaded."""
-    return model_cls(folder, model_cls.get_config_cls().from_pretrained(folder, neuron_config))
 
 
 def _must_compile(path: Path, is_in_cache: bool) -> bool:

@@ -121,11 +121,7 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
         padding, on the right. Others, and what is raised, as in `forward`.
         Raises: ConfigError if the model was compiled without speculation_length.
         """
-        if Phase.VERIFY not in self.plan.phases:
-            raise ConfigError(
-                "the model was compiled with speculation_length=0, so it has no graph with a "
-                "result after each token; set speculation_length and compile again"
-            )
+        self.check_verifies()
         positions = row_positions(input_ids, None, position_ids)
         check_tokens(torch.where(positions < 0, 0, input_ids), self.config.vocab_size)
         ids, positions = packed_left(input_ids, positions)
@@ -137,6 +133,14 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
         width = ids.shape[1]
         found = (outputs.get(name) for name in ("logits", "tokens"))
         return CausalLMOutput(*(None if value is None else value[:, :width] for value in found))
+
+    def check_verifies(self) -> None:
+        """Raises: ConfigError unless there are graphs for `verify`."""
+        if Phase.VERIFY not in self.plan.phases:
+            raise ConfigError(
+                "the model was compiled with speculation_length=0, so it cannot verify proposed "
+                "tokens; set speculation_length (5, say) and compile again"
+            )
 
     @property
     def prefill_again_at(self) -> int | None:

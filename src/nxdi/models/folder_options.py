@@ -58,14 +58,12 @@ def _plain_modules(
 
     asked: parts of the names of modules that are not to be kept quantized.
     """
-    config_cls = model_cls.get_config_cls()
-    neuron = config_cls.get_neuron_config_cls()(**options)
-    app = model_cls(folder, config_cls.from_pretrained(folder, neuron))
+    neuron = model_cls.get_config_cls().get_neuron_config_cls()(**options)
+    app = model_cls(folder, neuron_config=neuron)
     model = app.build(Phase.DECODE)
     scales = app.stored_scales(model)
-    is_tied = bool(getattr(app.config, "tie_word_embeddings", False))
     modules = {
-        name: weight_names(name, module) for name, module in quantizable_modules(model, is_tied)
+        name: weight_names(name, module) for name, module in quantizable_modules(model, app.is_tied)
     }
     known = {weight for weights in modules.values() for weight in weights}
     widened = [name for name in never_quantized(model) if f"{name}.weight" in scales]

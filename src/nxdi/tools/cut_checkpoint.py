@@ -16,7 +16,7 @@ from nxdi.config import serialize
 from nxdi.errors import ConfigError, WeightError
 from nxdi.runtime.checkpoint import read_checkpoint, write_safetensors
 from nxdi.runtime.files import atomic_directory
-from nxdi.tools.model_folder import copy_companions
+from nxdi.tools.model_folder import check_empty, copy_companions
 
 _NUM_LAYERS = "num_hidden_layers"
 _LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)\.")
@@ -35,8 +35,7 @@ def create_n_layer_checkpoint(
     WeightError if the checkpoint cannot be read or names no layers.
     """
     source, target = Path(model_dir), Path(out_dir)
-    if target.exists() and any(target.iterdir()):
-        raise ConfigError(f"{target} is not empty; choose another folder, or empty this one")
+    check_empty(target)
     config = _cut_config(source / "config.json", num_layers)
     weights = read_checkpoint(source)
     layers = {name: int(found[1]) for name in weights if (found := _LAYER.search(name))}

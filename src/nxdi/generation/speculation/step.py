@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from nxdi.errors import ConfigError
 from nxdi.generation.rows import Row, row_inputs
 from nxdi.generation.speculation.proposals import Continued, Proposer, Rule, Wanted
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
@@ -72,11 +71,7 @@ class Speculation:
 
     def __init__(self, model: NeuronBaseForCausalLM, proposer: Proposer) -> None:
         self.num_verified = model.neuron_config.speculation_length
-        if Phase.VERIFY not in model.plan.phases:
-            raise ConfigError(
-                "the model was compiled with speculation_length=0, so it cannot verify proposed "
-                "tokens; set speculation_length (5, say) and compile again"
-            )
+        model.check_verifies()
         proposer.check(model)
         self.model, self.proposer = model, proposer
         self.counts = Counts()

@@ -12,7 +12,7 @@ from nxdi import env
 from nxdi.errors import ArtifactError
 from nxdi.integrations.vllm.layout import is_paged, num_cache_blocks
 from nxdi.integrations.vllm.options import asked_options, neuron_options
-from nxdi.models.auto import AutoModelForCausalLM, default_artifact_dir, new_model
+from nxdi.models.auto import AutoModelForCausalLM, default_artifact_dir
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.models.folder_options import with_folder_options
 from nxdi.runtime.store import MANIFEST
@@ -41,7 +41,7 @@ def load_model(config: VllmConfig) -> NeuronBaseForCausalLM:
     if path is not None and (path / MANIFEST).is_file():
         return _load_made_for(path, model_cls, folder, asked)
     neuron = model_cls.get_config_cls().get_neuron_config_cls()(**neuron_options(asked))
-    model = new_model(model_cls, folder, neuron)
+    model = model_cls(folder, neuron_config=neuron)
     if path is None:
         path = _own_folder(model)
     model.compile_if(lambda: not (path / MANIFEST).is_file(), path)
@@ -74,7 +74,7 @@ def _load_made_for(
             f"NEURON_COMPILED_ARTIFACTS={path} was compiled for something else: "
             f"{'; '.join(differences)}. Change the options, or name another folder"
         )
-    model = new_model(model_cls, folder, neuron)
+    model = model_cls(folder, neuron_config=neuron)
     model.load(path)
     return model
 

@@ -60,8 +60,8 @@ class RunningRequest:
         self.outputs.append(token)
 
     @property
-    def device_params(self) -> tuple[float, float, float]:
-        """(top_k, top_p, temperature) as the sampler in the graph takes them; top_k 1: greedy."""
+    def sampling_params(self) -> tuple[float, float, float]:
+        """(top_k, top_p, temperature) as nxdi's sampler takes them; top_k 1: greedy."""
         params = self.params
         if self.on_host or params.temperature == 0:
             return 1, 1.0, 1.0

@@ -18,7 +18,7 @@ from vllm.v1.outputs import (
 
 from nxdi import env
 from nxdi.generation.rows import Row, row_inputs
-from nxdi.generation.token_choice import sample_row
+from nxdi.generation.token_choice import make_token_choice
 from nxdi.generation.work import Work, batches
 from nxdi.integrations.vllm.requests import RunningRequest
 from nxdi.integrations.vllm.sampling import HostSampler
@@ -47,7 +47,7 @@ class ModelRunner:
         self._requests: dict[str, RunningRequest] = {}
         self._host = HostSampler(config, model.config.vocab_size)
         neuron = model.neuron_config
-        self._tables = make_tables(neuron)
+        self._tables, self._choice = make_tables(neuron), make_token_choice(neuron)
         self._block_size: int = config.cache_config.block_size
         self._always_on_host = not env.samples_on_device() or bool(
             config.model_config.logits_processors
@@ -143,7 +143,7 @@ class ModelRunner:
                 assert output.logits is not None
                 results.append(_Result(request, logits=output.logits[i]))
             else:
-                results.append(_Result(request, token=_token(request, output, i)))
+                results.append(_Result(request, token=self._choice.token(request, output, i)))
         return results
 
     def _score(self, work: Work[RunningRequest]) -> _Result:
@@ -164,12 +164,8 @@ class ModelRunner:
         return result
 
     def _call(self, rows: Sequence[Row], requests: Sequence[RunningRequest]) -> CausalLMOutput:
-        inputs: dict[str, Any] = row_inputs(self.model.neuron_config, rows)
-        if self.model.neuron_config.on_device_sampling_config is not None:
-            params = [request.device_params for request in requests]
-            inputs["sampling_params"] = torch.tensor(params)
-            inputs["seeds"] = [request.seed for request in requests]
-        return self.model(**inputs)
+        inputs = row_inputs(self.model.neuron_config, rows)
+        return self.model(**inputs, **self._choice.inputs(requests))
 
     # Sampling.
 
@@ -198,15 +194,6 @@ class ModelRunner:
                 complete[request.id] = LogprobsTensors.cat(request.prompt_scores)
                 request.prompt_scores, request.is_scored = [], True
         return complete
-
-
-def _token(request: RunningRequest, output: CausalLMOutput, row: int) -> int:
-    """What the graph has chosen, or what it would choose."""
-    if output.tokens is not None:
-        return int(output.tokens[row])
-    assert output.logits is not None
-    place = len(request.tokens) - 1
-    return sample_row(output.logits[row], request.device_params, request.seed, place)
 
 
 def _scores_prompt(work: Work[RunningRequest]) -> bool:

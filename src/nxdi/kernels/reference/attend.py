@@ -53,9 +53,5 @@ def attend_latent(
     return _probabilities(scores, allowed, None, call).to(values.dtype) @ shared
 
 
-def _never(call: AttendCall) -> str | None:
-    return None
-
-
-register("attend", "generic", Kernel("explicit", attend_explicit, _never, is_reference=True))
-register("attend_latent", "generic", Kernel("explicit", attend_latent, _never, is_reference=True))
+register("attend", "generic", Kernel.reference("explicit", attend_explicit))
+register("attend_latent", "generic", Kernel.reference("explicit", attend_latent))

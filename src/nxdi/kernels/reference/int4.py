@@ -15,10 +15,16 @@ from nxdi.kernels.ops import Int4Call
 from nxdi.kernels.registry import Kernel, register
 
 
-def unpack(packed: Tensor) -> Tensor:
-    """Bytes [..., n] as the integers that they hold, int32 [..., 2 * n]."""
+def nibbles(packed: Tensor, dim: int = -1) -> Tensor:
+    """Bytes -> the numbers in their lower and upper four bits, int32, one after the other."""
+    dim %= packed.dim()
     bits = packed.to(torch.int32)
-    return ((torch.stack([bits & 15, bits >> 4], dim=-1) ^ 8) - 8).flatten(-2)
+    return torch.stack([bits & 15, bits >> 4], dim + 1).flatten(dim, dim + 1)
+
+
+def unpack(packed: Tensor, dim: int = -1) -> Tensor:
+    """Bytes [..., n] as the integers that they hold along `dim`, int32 [..., 2 * n]."""
+    return (nibbles(packed, dim) ^ 8) - 8
 
 
 def int4_linear(x: Tensor, weight: Tensor, scale: Tensor, call: Int4Call) -> Tensor:
@@ -28,9 +34,5 @@ def int4_linear(x: Tensor, weight: Tensor, scale: Tensor, call: Int4Call) -> Ten
     return F.linear(x, (unpack(weight)[:, :num_columns] * units).to(x.dtype))
 
 
-def _never(call: Int4Call) -> str | None:
-    return None
-
-
 INT4_LINEAR = "int4 linear"
-register(INT4_LINEAR, "generic", Kernel("widened", int4_linear, _never, is_reference=True))
+register(INT4_LINEAR, "generic", Kernel.reference("widened", int4_linear))

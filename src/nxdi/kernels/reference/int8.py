@@ -23,9 +23,5 @@ def int8_linear(x: Tensor, weight: Tensor, call: Int8Call) -> Tensor:
     return torch.stack(sums).sum(0, dtype=torch.int32)
 
 
-def _never(call: Int8Call) -> str | None:
-    return None
-
-
 INT8_LINEAR = "int8 x int8 linear"
-register(INT8_LINEAR, "generic", Kernel("float32 products", int8_linear, _never, is_reference=True))
+register(INT8_LINEAR, "generic", Kernel.reference("float32 products", int8_linear))

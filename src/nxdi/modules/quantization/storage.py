@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nxdi.config.quantization import INT4, MXFP4, WeightQuantization
+from nxdi.kernels.reference.int4 import nibbles, unpack
 
 
 class Values(Protocol):
@@ -55,7 +56,7 @@ class Int4:
     are_integers: bool = True
 
     def widen(self, stored: Tensor, dim: int) -> Tensor:
-        return ((unpack(stored, dim) ^ 8) - 8).float()
+        return unpack(stored, dim).float()
 
     def narrow(self, values: Tensor, dim: int) -> Tensor:
         return pack(values.round().to(torch.int32) & 15, dim)
@@ -72,7 +73,7 @@ class E2M1:
     are_integers: bool = False
 
     def widen(self, stored: Tensor, dim: int) -> Tensor:
-        bits = unpack(stored, dim)
+        bits = nibbles(stored, dim)
         m = bits & 7
         # Twice the magnitude: steps of 1, from 4 on of 2, from 6 on of 4.
         doubled = torch.where(m < 4, m, torch.where(m < 6, 2 * m - 4, 4 * m - 16))
@@ -146,15 +147,8 @@ def scales_of(scheme: WeightQuantization) -> Scales:
     return E8M0Scales() if scheme.name == MXFP4 else FloatScales()
 
 
-def unpack(stored: Tensor, dim: int) -> Tensor:
-    """Bytes -> the numbers in their lower and upper four bits, int32, one after the other."""
-    dim %= stored.dim()
-    bits = stored.to(torch.int32)
-    return torch.stack([bits & 15, bits >> 4], dim + 1).flatten(dim, dim + 1)
-
-
 def pack(bits: Tensor, dim: int) -> Tensor:
-    """The inverse of `unpack`."""
+    """The inverse of `nibbles`."""
     dim %= bits.dim()
     pairs: Tensor = bits.unflatten(dim, (-1, 2))
     low, high = pairs.unbind(dim + 1)

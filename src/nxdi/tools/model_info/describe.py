@@ -41,7 +41,7 @@ def describe_model(
     config, module = app.neuron_config, app.build(Phase.DECODE)
     wanted = model_tensors(module)
     full = checkpoint_on_meta(wanted, checkpoint_dtype(app.model_path))
-    if getattr(app.config, "tie_word_embeddings", False):
+    if app.is_tied:
         app.update_state_dict_for_tied_weights(full)
     invoke_preshard_hooks(module, full)  # one tensor of the checkpoint may have two places
     shares = not app.stores_weights

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from os import PathLike
@@ -11,17 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nxdi.config import serialize
 from nxdi.config.activation_quantization import STATIC
 from nxdi.config.quantization import largest_stored
 from nxdi.errors import ConfigError, ShapeError
 from nxdi.models.auto import AutoModelForCausalLM
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.modules.quantization.activations import quantizable_inputs
-from nxdi.runtime.files import atomic_directory
-from nxdi.runtime.quantized import read_quantized, write_quantized
+from nxdi.runtime.quantized import folder_quantization, read_quantized
 from nxdi.tools.accuracy.tensors import eager_roots, hooked
-from nxdi.tools.model_folder import copy_companions
+from nxdi.tools.model_folder import check_empty
+from nxdi.tools.quantization.folder import write_folder
 
 _LENGTH = 512  # tokens that are read at once
 
@@ -41,8 +39,7 @@ def calibrate_folder(
     ShapeError for a text of less than two tokens.
     """
     source, target = Path(quantized_dir), Path(out_dir)
-    if target.exists() and any(target.iterdir()):
-        raise ConfigError(f"{target} is not empty; choose another folder, or empty this one")
+    check_empty(target)
     if len(tokens) < 2:
         raise ShapeError(f"{len(tokens)} tokens are too few to calibrate with; give 2 or more")
     length = min(len(tokens), _LENGTH)
@@ -55,16 +52,12 @@ def calibrate_folder(
             f"{source} has no weights of 8 bits whose inputs could be quantized; write it with "
             "`nxdi quantize --dtype int8` (or f8e4m3, f8e5m2)"
         )
-    config = serialize.parse(serialize.read_text(source / "config.json"), "config.json")
-    config["quantization_config"]["activation_quantization_type"] = STATIC
     tensors = read_quantized(source)
     for name, value in largest.items():
         bound = largest_stored(tensors[f"{name}.weight"].dtype, is_for_neuron=False)
         tensors[f"{name}.input_scale"] = torch.tensor([value / bound or 1.0])
-    with atomic_directory(target) as folder:
-        copy_companions(source, folder)
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        write_quantized(folder, tensors)
+    record = {**folder_quantization(source), "activation_quantization_type": STATIC}
+    write_folder(source, target, record, tensors)
     return largest
 
 

@@ -12,8 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from nxdi.config import serialize
-from nxdi.errors import ConfigError
-from nxdi.models.auto import AutoModelForCausalLM, new_model
+from nxdi.models.auto import AutoModelForCausalLM
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.modules.quantization import (
     dequantize,
@@ -26,7 +25,7 @@ from nxdi.runtime.files import atomic_directory
 from nxdi.runtime.progress import Progress
 from nxdi.runtime.quantized import quantization_record, write_quantized
 from nxdi.runtime.weights import check_weights, model_tensors
-from nxdi.tools.model_folder import copy_companions
+from nxdi.tools.model_folder import check_empty, copy_companions
 from nxdi.types import Phase
 
 
@@ -67,15 +66,14 @@ def quantize_folder(
     Raises: ConfigError if `out_dir` is not empty, or for an option that quantization does not have.
     """
     source, target = Path(model_dir), Path(out_dir)
-    if target.exists() and any(target.iterdir()):
-        raise ConfigError(f"{target} is not empty; choose another folder, or empty this one")
+    check_empty(target)
     model_cls = AutoModelForCausalLM.class_for(source, architecture)
     options_cls = model_cls.get_config_cls().get_neuron_config_cls()
 
     common = {"torch_dtype": "float32", "backend": "cpu"}
 
     def app(asked: Mapping[str, Any]) -> NeuronBaseForCausalLM:
-        return new_model(model_cls, source, options_cls(**common, **asked))
+        return model_cls(source, neuron_config=options_cls(**common, **asked))
 
     quantized = app({"quantized": True, **options})
     scheme = quantized.weight_quantization()
@@ -100,13 +98,23 @@ def quantize_folder(
             layers.append(error(name))
             bar.report(done, len(names), name)
     report = QuantizationReport(layers, _size(before), _size(after))
+    write_folder(source, target, quantization_record(options), after)
+    return report
+
+
+def write_folder(
+    source: Path, target: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
+    """Write the folder of a model in `source` with quantized weights.
+
+    record: its `quantization_config`.
+    """
     config = serialize.parse(serialize.read_text(source / "config.json"), "config.json")
-    config["quantization_config"] = quantization_record(options)
+    config["quantization_config"] = record
     with atomic_directory(target) as folder:
         copy_companions(source, folder)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        write_quantized(folder, after)
-    return report
+        write_quantized(folder, tensors)
 
 
 def _size(tensors: Mapping[str, Tensor]) -> int:

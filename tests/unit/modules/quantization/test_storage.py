@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers.integrations.mxfp4 import FP4_VALUES
 
-from nxdi.modules.quantization.storage import E2M1, E8M0Scales, Int4, pack, unpack
+from nxdi.kernels.reference.int4 import nibbles
+from nxdi.modules.quantization.storage import E2M1, E8M0Scales, Int4, pack
 
 ALL_BYTES = torch.arange(256, dtype=torch.uint8)
 
@@ -17,11 +18,11 @@ def test_two_numbers_to_a_byte(dim: int) -> None:
     packed = pack(bits, dim)
     assert packed.dtype is torch.uint8
     assert packed.numel() == bits.numel() // 2
-    assert torch.equal(unpack(packed, dim), bits.int())
+    assert torch.equal(nibbles(packed, dim), bits.int())
 
 
 def test_the_first_is_in_the_lower_bits() -> None:
-    assert unpack(torch.tensor([0x21], dtype=torch.uint8), 0).tolist() == [1, 2]
+    assert nibbles(torch.tensor([0x21], dtype=torch.uint8), 0).tolist() == [1, 2]
 
 
 def test_all_integers_of_four_bits() -> None:
