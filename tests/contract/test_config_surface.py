@@ -23,6 +23,7 @@ OWN = {"backend", "kv_cache_memory_bytes", "strict_kernels"}
 _SUPPORTED = """
     activation_quantization_type allow_input_truncation async_mode attn_cls backend batch_size
     chunked_prefill_config context_encoding_buckets ctx_batch_size enable_bucketing
+    enable_eagle_draft_input_norm enable_eagle_speculation is_eagle3 is_eagle_draft
     ep_dispatch_cc_option is_block_kv_layout is_continuous_batching is_prefix_caching
     kv_cache_batch_size kv_cache_memory_bytes kv_cache_quant kv_quant_config local_ranks_size
     max_batch_size max_context_length max_length max_new_tokens modules_to_not_convert on_cpu
@@ -42,7 +43,7 @@ _NO_OP = """
     attn_block_tkg_nki_kernel_enabled attn_block_tkg_nki_kernel_use_online_softmax
     attn_kernel_enabled attn_tkg_builtin_kernel_enabled attn_tkg_nki_kernel_enabled
     bucket_n_active_tokens buckets disable_argmax_kernel disable_kv_cache_tiling
-    disable_numeric_cc_token enable_cte_modular_flow
+    disable_numeric_cc_token eagle_rolling_buffer_kernel_enabled enable_cte_modular_flow
     expert_mlp_nki_kernel_enabled fused_qkv k_cache_transposed kv_cache_padding_size
     layer_boundary_markers lm_head_pad lm_head_pad_alignment_size mlp_kernel_enabled
     mlp_kernel_fuse_residual_add mlp_tkg_nki_kernel_enabled moe_fused_nki_kernel_enabled
@@ -61,10 +62,10 @@ _DEVICE = """
 
 _REFUSED = """
     attention_dp_degree attention_dtype cast_type cp_degree
-    draft_model_modules_to_not_convert eagle_rolling_buffer_kernel_enabled
-    enable_eagle_draft_input_norm enable_eagle_speculation enable_fused_speculation
-    enable_ve_data_parallel ep_degree flash_decoding_enabled fused_rmsnorm_skip_gamma is_eagle3
-    is_eagle_draft is_full_model_shuffled is_medusa is_mxfp4_compute lora_config
+    draft_model_modules_to_not_convert
+    enable_fused_speculation
+    enable_ve_data_parallel ep_degree flash_decoding_enabled fused_rmsnorm_skip_gamma
+    is_full_model_shuffled is_medusa is_mxfp4_compute lora_config
     medusa_speculation_length medusa_tree mlp_cp_degree num_medusa_heads padded_hidden_size
     padded_intermediate_size pp_degree qk_layernorm
     quantized_mlp_kernel_enabled rmsnorm_quantize_kernel_enabled rpl_reduce_dtype skip_sharding

@@ -266,6 +266,11 @@ class NeuronConfig(KeywordConfig):
         return self._phase
 
     @property
+    def returns_features(self) -> bool:
+        """Whether graphs return activations for a draft head, or are those of one."""
+        return self.enable_eagle_speculation or self.is_eagle_draft
+
+    @property
     def num_retractable(self) -> int:
         """Tokens that one step may write and a later one replace by others."""
         return max(self.speculation_length - 1, 0)

@@ -45,6 +45,7 @@ def validate(config: NeuronConfig) -> None:
         if getattr(config, name) < 1:
             raise ConfigError(f"{name}={getattr(config, name)} must be at least 1")
     _validate_lengths(config)
+    _validate_heads(config)
     _validate_batches(config)
     _validate_blocks(config)
     _validate_pieces(config)
@@ -107,6 +108,19 @@ def _validate_lengths(config: NeuronConfig) -> None:
         raise ConfigError(
             f"speculation_length={config.speculation_length} is not between 0 (none) and "
             f"max_length={config.max_length}; it is the tokens of a row that one step verifies"
+        )
+
+
+def _validate_heads(config: NeuronConfig) -> None:
+    if config.is_eagle3 and not config.returns_features:
+        raise ConfigError(
+            "is_eagle3=True is for a target with enable_eagle_speculation=True or a head with "
+            "is_eagle_draft=True; set one of them"
+        )
+    if config.enable_eagle_draft_input_norm and (config.is_eagle3 or not config.is_eagle_draft):
+        raise ConfigError(
+            "enable_eagle_draft_input_norm=True is for heads of EAGLE v1: is_eagle_draft=True "
+            "without is_eagle3"
         )
 
 

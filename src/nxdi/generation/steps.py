@@ -16,7 +16,7 @@ from nxdi.generation.rows import Row, row_inputs
 from nxdi.generation.scheduler import Scheduler
 from nxdi.generation.token_choice import TokenChoice, logprobs_of
 from nxdi.generation.work import Work, batches
-from nxdi.models.causal_lm import NeuronBaseForCausalLM
+from nxdi.models.causal_lm import CausalLMOutput, NeuronBaseForCausalLM
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Engine:
 
     def run(self, call: Call) -> list[Computed]:
         """Call the model. Nothing that others see changes, in whatever thread it runs."""
-        output = self.model(**call.inputs)
+        output = self.compute(call)
         logits = output.logits
         return [
             Computed(
@@ -84,6 +84,10 @@ class Engine:
             )
             for row, work in enumerate(call.works)
         ]
+
+    def compute(self, call: Call) -> CausalLMOutput:
+        """The model's outputs, one row per work."""
+        return self.model(**call.inputs)
 
     def take(self, computed: Computed) -> None:
         """Count the work as done; its tokens are the request's. The last is not computed yet."""

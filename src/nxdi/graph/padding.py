@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -55,10 +55,13 @@ class StepBatch:
             {name: value[rows] for name, value in self.extras.items()},
         )
 
-    def pieces(self, longest: int) -> Iterator[tuple[Tensor, StepBatch]]:
+    def pieces(
+        self, longest: int, per_token: Collection[str] = ()
+    ) -> Iterator[tuple[Tensor, StepBatch]]:
         """The step in steps of at most `longest` tokens per row, and which rows [n] each has.
 
-        The first is of this phase, those after it extend its rows.
+        The first is of this phase, those after it extend its rows. per_token: the extras that have
+        something for each token.
         """
         for start in range(0, self.input_ids.shape[1], longest):
             columns = slice(start, start + longest)
@@ -67,6 +70,10 @@ class StepBatch:
             part.input_ids, part.position_ids = (
                 x[:, columns] for x in (part.input_ids, part.position_ids)
             )
+            part.extras = {
+                name: value[:, columns] if name in per_token else value
+                for name, value in part.extras.items()
+            }
             part.phase = self.phase if start == 0 else Phase.EXTEND
             yield rows, part
 

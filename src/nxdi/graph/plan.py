@@ -21,6 +21,9 @@ from nxdi.graph.inputs import (
 )
 from nxdi.types import Phase
 
+# The output that has activations of every token, where others have a result per row.
+FEATURES = "features"
+
 
 @dataclass(frozen=True)
 class GraphSpec:
@@ -121,8 +124,8 @@ _LIMITS = {
 }
 
 
-def plan_graphs(config: NeuronConfig) -> GraphPlan:
-    """The graphs that `config` asks for.
+def plan_graphs(config: NeuronConfig, extra_inputs: Sequence[InputSpec] = ()) -> GraphPlan:
+    """The graphs that `config` asks for, each with `extra_inputs` besides its own.
 
     Prefill: one per prompt bucket at `ctx_batch_size`. Decode: one per batch bucket and attended
     length. Extend, where prompts come in pieces or find a prefix: one per prompt bucket and
@@ -133,7 +136,7 @@ def plan_graphs(config: NeuronConfig) -> GraphPlan:
     block_size = config.pa_block_size if config.is_block_kv_layout else 0
 
     def graph(phase: Phase, batch_size: int, length: int, context: int = 0) -> GraphSpec:
-        inputs = _inputs(config, phase)
+        inputs = (*_inputs(config, phase), *extra_inputs)
         return GraphSpec(phase, batch_size, length, inputs, outputs, context, block_size)
 
     pieces = _ladder(config, config.context_encoding_buckets, config.max_context_length)
@@ -196,9 +199,10 @@ def _inputs(config: NeuronConfig, phase: Phase) -> tuple[InputSpec, ...]:
 
 
 def _outputs(config: NeuronConfig) -> tuple[str, ...]:
+    features = (FEATURES,) if config.returns_features else ()
     if config.on_device_sampling_config is None:
-        return ("logits",)
-    return ("tokens", "logits") if config.output_logits else ("tokens",)
+        return ("logits", *features)
+    return ("tokens", *(("logits",) if config.output_logits else ()), *features)
 
 
 def _check_sequence_parallel(config: NeuronConfig, graphs: Sequence[GraphSpec]) -> None:

@@ -17,6 +17,7 @@ from nxdi.config.activation_quantization import activation_quantization
 from nxdi.config.pool import size_pool
 from nxdi.config.quantization import WeightQuantization, weight_quantization
 from nxdi.errors import ConfigError
+from nxdi.graph.inputs import InputSpec
 from nxdi.graph.plan import GraphPlan, plan_graphs
 from nxdi.modules.quantization import (
     explaining_scales,
@@ -71,7 +72,7 @@ class NeuronApplicationBase:
         self.model_path = Path(model_path)
         self.config = config if config is not None else self._find_config(neuron_config)
         self.neuron_config: NeuronConfig = self.config.neuron_config
-        self.plan: GraphPlan = plan_graphs(self.neuron_config)
+        self.plan: GraphPlan = plan_graphs(self.neuron_config, self.extra_inputs())
         self.backend: Backend = make_backend(self.neuron_config)
         self._runner: Runner | None = None
         if self.neuron_config.kv_cache_memory_bytes is not None:
@@ -80,6 +81,10 @@ class NeuronApplicationBase:
     @classmethod
     def get_config_cls(cls) -> type[InferenceConfig]:
         return cls._config_cls
+
+    def extra_inputs(self) -> tuple[InputSpec, ...]:
+        """What graphs take besides the inputs that follow from the NeuronConfig."""
+        return ()
 
     def _find_config(self, neuron_config: NeuronConfig | None) -> InferenceConfig:
         config_cls = self.get_config_cls()

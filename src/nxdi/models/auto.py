@@ -39,6 +39,7 @@ class AutoModelForCausalLM:
         architecture: str | None = None,
         artifact_dir: str | PathLike[str] | None = None,
         progress: bool | None = None,
+        target_model_path: str | PathLike[str] | None = None,
         **options: Any,
     ) -> NeuronBaseForCausalLM:
         """A loaded model.
@@ -50,6 +51,8 @@ class AutoModelForCausalLM:
         artifact_dir: where the compiled graphs are, or are put if there are none; default: what
         NEURON_COMPILED_ARTIFACTS names, if they are for Neuron, else a folder in the cache named
         after everything that decides them, so that any change leads to another folder.
+        target_model_path: of an EAGLE head, which `is_eagle_draft` makes of a folder: the folder of
+        its target, for the embeddings and the lm_head that its own may lack.
         options: keywords of NeuronConfig.
         Raises: ArtifactError if `artifact_dir` holds graphs made for something else.
         """
@@ -57,10 +60,14 @@ class AutoModelForCausalLM:
         if (folder / MANIFEST).is_file():
             asked = {} if architecture is None else {"architecture": architecture}
             return _from_artifact(folder, {**asked, **options})
+        if options.get("is_eagle_draft"):
+            architecture = "eagle3" if options.get("is_eagle3") else "eagle"
         model_cls = cls.class_for(folder, architecture)
         options = with_folder_options(model_cls, folder, options)
-        neuron_config = model_cls.get_config_cls().get_neuron_config_cls()(**options)
-        model = model_cls(folder, neuron_config=neuron_config)
+        config_cls = model_cls.get_config_cls()
+        target = {} if target_model_path is None else {"target_model_path": str(target_model_path)}
+        neuron_config = config_cls.get_neuron_config_cls()(**options)
+        model = model_cls(folder, config_cls.from_pretrained(folder, neuron_config, **target))
         if artifact_dir is None and model.backend.name == "neuron":
             artifact_dir = env.neuron_artifacts()
         path = Path(artifact_dir) if artifact_dir is not None else default_artifact_dir(model)

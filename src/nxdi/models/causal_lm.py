@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from nxdi.errors import BucketError, ConfigError, ShapeError
 from nxdi.graph.padding import StepBatch
 from nxdi.graph.paging import check_blocks, check_slots, default_blocks, positions_between
+from nxdi.graph.plan import FEATURES
 from nxdi.graph.rows import check_rows, check_tokens, packed_left, phase_of, row_positions
 from nxdi.graph.sampling_inputs import (
     check_sampling_params,
@@ -28,11 +29,13 @@ class CausalLMOutput:
     """Result of one step, rows in the caller's order.
 
     Shapes: logits float32 [B, 1, vocab_size] of each row's last token, tokens int32 [B]; of
-    `verify` [B, S, vocab_size] and [B, S]. None if not compiled in.
+    `verify` [B, S, vocab_size] and [B, S]. features float32 [B, S, F]: what a draft head reads of
+    every token. None if not compiled in.
     """
 
     logits: Tensor | None = None
     tokens: Tensor | None = None
+    features: Tensor | None = None
 
     @property
     def hidden_states(self) -> Tensor | None:
@@ -67,6 +70,7 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
         slot_mapping: Tensor | None = None,
         full_context_lens: Tensor | None = None,
         computed_context_lens: Tensor | None = None,
+        extras: Mapping[str, Tensor] | None = None,
     ) -> CausalLMOutput:
         """One step: a prefill if the rows start at position 0; else they continue.
 
@@ -80,6 +84,7 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
         (default: an equal part of the pool for each row); slot_mapping [B, S]: checked against it;
         full_context_lens, computed_context_lens [B, 1]: tokens of each row after and before this
         step, in place of positions.
+        extras: what `extra_inputs` declares, by name, [B, ...].
         Raises: ShapeError for inputs that do not fit together, and for a decode of a row at
         `prefill_again_at`; BucketError for rows or lengths beyond the largest graph.
         """
@@ -95,12 +100,14 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
         else:
             self._check_continues(phase, positions)
         rows, blocks = self._place(positions, seq_ids, block_table, slot_mapping)
-        extras = self._sampling_inputs(positions.amax(dim=1), sampling_params, seeds)
-        batch = StepBatch(phase, ids, positions, rows, {**blocks, **extras})
+        sampling = self._sampling_inputs(positions.amax(dim=1), sampling_params, seeds)
+        batch = StepBatch(phase, ids, positions, rows, {**blocks, **sampling, **(extras or {})})
         outputs = self.runner.step_in_pieces(batch)
-        logits = outputs.get("logits")
+        logits, features = outputs.get("logits"), outputs.get(FEATURES)
         return CausalLMOutput(
-            None if logits is None else logits.unsqueeze(1), outputs.get("tokens")
+            None if logits is None else logits.unsqueeze(1),
+            outputs.get("tokens"),
+            None if features is None else features[:, : ids.shape[1]],
         )
 
     def verify(
@@ -112,6 +119,7 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
         seeds: Sequence[int] | None = None,
         *,
         block_table: Tensor | None = None,
+        extras: Mapping[str, Tensor] | None = None,
     ) -> CausalLMOutput:
         """One step of running rows with a result after each of their tokens, not only the last.
 
@@ -127,11 +135,11 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
         ids, positions = packed_left(input_ids, positions)
         self._check_continues(Phase.VERIFY, positions)
         rows, blocks = self._place(positions, seq_ids, block_table, None)
-        extras = self._sampling_inputs(positions, sampling_params, seeds)
-        batch = StepBatch(Phase.VERIFY, ids, positions, rows, {**blocks, **extras})
-        outputs = self.runner.step(batch)
+        sampling = self._sampling_inputs(positions, sampling_params, seeds)
+        more = {**blocks, **sampling, **(extras or {})}
+        outputs = self.runner.step(StepBatch(Phase.VERIFY, ids, positions, rows, more))
         width = ids.shape[1]
-        found = (outputs.get(name) for name in ("logits", "tokens"))
+        found = (outputs.get(name) for name in ("logits", "tokens", FEATURES))
         return CausalLMOutput(*(None if value is None else value[:, :width] for value in found))
 
     def check_verifies(self) -> None:

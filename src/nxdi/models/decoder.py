@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from nxdi.config import InferenceConfig
 from nxdi.graph.plan import GraphSpec
 from nxdi.modules.context import LayerContext, StepContext
+from nxdi.modules.features import make_features
 from nxdi.modules.kvcache.spec import CacheState, KVCacheLayout, layout_of
 from nxdi.modules.readout import make_readout
 from nxdi.modules.sampling import make_sampler
@@ -43,6 +44,7 @@ class Decoder(nn.Module):
         self.setup_attr_for_model(config)
         self.init_model(config)
         self.sampler = None if sampling is None else make_sampler(sampling)
+        self.features = make_features(self.neuron_config, len(self.layers))
 
     def setup_attr_for_model(self, config: InferenceConfig) -> None:
         """Set the attributes NxDI models set here; a port may override or extend this."""
@@ -70,10 +72,23 @@ class Decoder(nn.Module):
         """
         ctx = self._context(spec, inputs, caches)
         x = self.embed(inputs)
+        after = {}
         for index, layer in enumerate(self.layers):
             x = self.call_layer(layer, x, ctx.at(index))
+            if index in self.feature_layers:
+                after[index] = x
         outputs = self.head(self.last_hidden(x, inputs), inputs)
-        return outputs, flat(ctx.new_states())
+        return {**outputs, **self.feature_outputs(after)}, flat(ctx.new_states())
+
+    @property
+    def feature_layers(self) -> tuple[int, ...]:
+        return self.features.layers
+
+    def feature_outputs(self, after: Mapping[int, Tensor]) -> dict[str, Tensor]:
+        """What the graph returns of the activations after `features.layers`, by name."""
+        return self.features.outputs(
+            {layer: self.gather(x) for layer, x in after.items()}, self.norm
+        )
 
     def call_layer(self, layer: nn.Module, x: Tensor, ctx: LayerContext) -> Tensor:
         """One layer. [B, S, hidden_size] -> same."""

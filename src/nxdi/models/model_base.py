@@ -64,6 +64,7 @@ class NeuronBaseModel(Decoder):
                 module.prepare()
         self.init_inference_optimization(config)
         self._check_window()
+        self._check_features()
 
     def init_inference_optimization(self, config: InferenceConfig) -> None:
         """Called once the model is built; nothing is left to do here."""
@@ -76,6 +77,13 @@ class NeuronBaseModel(Decoder):
             raise ConfigError(
                 f"the model sets sliding_window={window}, but none of its attention layers has "
                 "one; pass sliding_window to NeuronAttentionBase as well"
+            )
+
+    def _check_features(self) -> None:
+        if self.feature_layers and not self.composes:
+            raise ConfigError(
+                f"{type(self).__name__} has a forward or get_model_output of its own, so its "
+                "graphs return no activations for a draft head; leave out enable_eagle_speculation"
             )
 
     @property

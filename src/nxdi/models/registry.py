@@ -42,7 +42,12 @@ ARCHITECTURES = {
 _TEXT_PARTS = {"Llama4ForConditionalGeneration": "Llama4ForCausalLM"}
 # Serves any folder with Llama's layout, but only by this name.
 GENERIC = "generic"
-_GENERIC_CLASS = "nxdi.models.generic.modeling_generic:NeuronGenericForCausalLM"
+# Names that no folder's config.json has: they are asked for.
+_NAMED = {
+    GENERIC: "nxdi.models.generic.modeling_generic:NeuronGenericForCausalLM",
+    "eagle": "nxdi.models.eagle.modeling_eagle:NeuronEagleForCausalLM",
+    "eagle3": "nxdi.models.eagle.modeling_eagle:NeuronEagle3ForCausalLM",
+}
 ENTRY_POINTS = "nxdi.models"  # group in a package's metadata: architecture -> "module:Class"
 _REGISTERED: dict[str, type[NeuronBaseForCausalLM]] = {}
 
@@ -71,8 +76,8 @@ def class_for_architecture(architecture: str) -> type[NeuronBaseForCausalLM]:
     """
     if architecture in _REGISTERED:
         return _REGISTERED[architecture]
-    if architecture in ARCHITECTURES or architecture == GENERIC:
-        module, name = ARCHITECTURES.get(architecture, _GENERIC_CLASS).split(":")
+    if place := ARCHITECTURES.get(architecture) or _NAMED.get(architecture):
+        module, name = place.split(":")
         found: type[NeuronBaseForCausalLM] = getattr(importlib.import_module(module), name)
         return found
     installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}

@@ -8,8 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from nxdi.graph.inputs import TOKENS
 from nxdi.graph.padding import StepBatch, num_graph_rows, only_padding, pad_step, unpad_step
-from nxdi.graph.plan import GraphPlan, GraphSpec
+from nxdi.graph.plan import FEATURES, GraphPlan, GraphSpec
 from nxdi.parallel_layers.groups import World
 from nxdi.runtime.backend import RankExecutable
 from nxdi.types import Phase
@@ -46,8 +47,8 @@ class Runner:
     def step_in_pieces(self, batch: StepBatch) -> dict[str, Tensor]:
         """`step`, or several where rows can be extended and have more tokens than a graph takes.
 
-        Returns: the outputs of each row's last token. Raises: BucketError before anything is
-        computed.
+        Returns: the outputs of each row's last token, features of all. Raises: BucketError before
+        anything is computed.
         """
         longest = self.plan.max_length(Phase.PREFILL)
         if batch.input_ids.shape[1] <= longest or Phase.EXTEND not in self.plan.phases:
@@ -55,11 +56,18 @@ class Runner:
         widest, context = self.plan.max_batch(Phase.EXTEND), int(batch.position_ids.max()) + 1
         self.plan.choose(Phase.EXTEND, min(batch.num_rows, widest), longest, context)
         found: dict[str, Tensor] = {}
-        for rows, part in batch.pieces(longest):
-            for name, value in self.step(part).items():
+        features: list[Tensor] = []
+        per_token = {item.name for item in self.plan.graphs[0].inputs if TOKENS in item.dims}
+        for rows, part in batch.pieces(longest, per_token):
+            outputs = self.step(part)
+            if FEATURES in outputs:
+                value = outputs.pop(FEATURES)
+                features.append(value.new_zeros(batch.num_rows, longest, value.shape[-1]))
+                features[-1][rows, : value.shape[1]] = value
+            for name, value in outputs.items():
                 whole = found.setdefault(name, value.new_empty(batch.num_rows, *value.shape[1:]))
                 whole[rows] = value
-        return found
+        return {**found, FEATURES: torch.cat(features, dim=1)} if features else found
 
     def _run(self, spec: GraphSpec, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         for observe in self.observers:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from nxdi.generation.rows import Row, row_inputs, row_tables
+from nxdi.generation.speculation.cache_rows import CacheRows
 from nxdi.generation.speculation.compatible import check_compatible
-from nxdi.generation.speculation.proposals import Continued, Proposal, Rule, Wanted
+from nxdi.generation.speculation.proposals import Continued, Proposal, Rule, Seen, Wanted
 from nxdi.generation.work import Work, batches
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.types import Phase
@@ -55,13 +56,16 @@ class DraftModel:
 
     def __init__(self, draft: NeuronBaseForCausalLM) -> None:
         self.draft = draft
-        self._rows: dict[int, _CacheRow] = {}  # by sequence, that used last at the end
+        self._rows = CacheRows(draft.neuron_config.tkg_batch_size, _CacheRow)
         self._longest = draft.plan.max_length(Phase.DECODE)
         self._tables = row_tables(draft.neuron_config, draft.neuron_config.tkg_batch_size)
 
     def check(self, target: NeuronBaseForCausalLM) -> None:
         """Raises: ConfigError unless the draft model has the target's tokens, and as many rows."""
         check_compatible(target, self.draft)
+
+    def watch(self, seen: Sequence[Seen]) -> None:
+        """The draft model computes what it needs by itself."""
 
     def propose(self, rows: Sequence[Wanted], rule: Rule) -> list[Proposal]:
         in_use = {row.sequence.id for row in rows}
@@ -88,14 +92,8 @@ class DraftModel:
         return max(stop - last, 0)
 
     def _row_of(self, sequence: Continued, in_use: set[int]) -> _CacheRow:
-        """The cache row of a sequence; a new one gets a free row, or that of one long gone."""
-        row = self._rows.pop(sequence.id, None)
-        if row is None and len(self._rows) < self.draft.neuron_config.tkg_batch_size:
-            row = _CacheRow(len(self._rows))
-        elif row is None:
-            gone = next(other for other in self._rows if other not in in_use)
-            row = self._rows.pop(gone)
-        self._rows[sequence.id] = row
+        """The cache row of a sequence, with the tokens there that are still the sequence's."""
+        row = self._rows.of(sequence.id, in_use)
         row.tokens = row.tokens[: _num_common(row.tokens, sequence.tokens[:-1])]
         return row
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from nxdi.generation.requests import Request
 from nxdi.generation.scheduler import Scheduler
+from nxdi.generation.speculation.proposals import Seen
 from nxdi.generation.speculation.rules import SeededRule
 from nxdi.generation.speculation.step import Going, Speculation
 from nxdi.generation.steps import Call, Computed, Engine
 from nxdi.generation.token_choice import TokenChoice
 from nxdi.generation.work import Work
+from nxdi.models.causal_lm import CausalLMOutput
 from nxdi.types import Phase
 
 
@@ -50,6 +52,16 @@ class SpeculativeEngine(Engine):
             Computed(work, of_row.tokens, of_row.logits)
             for work, of_row in zip(call.works, brought, strict=True)
         ]
+
+    def compute(self, call: Call) -> CausalLMOutput:
+        output = super().compute(call)
+        self._speculation.proposer.watch(
+            [
+                Seen(work.request, work.tokens, work.start, output, row)
+                for row, work in enumerate(call.works)
+            ]
+        )
+        return output
 
     def _going(self, request: Request) -> Going:
         """As many proposals as the cache has free blocks for, without taking anybody else's."""

@@ -14,12 +14,14 @@ from nxdi.generation.choosers import Chooser, HostChooser
 from nxdi.generation.loop import Generated, Streamer
 from nxdi.generation.rows import row_tables
 from nxdi.generation.speculation.draft import DraftModel
+from nxdi.generation.speculation.eagle import EagleHead
 from nxdi.generation.speculation.lookup import PromptLookup
 from nxdi.generation.speculation.loop import Batch, GeneratedRow, speculative_loop
 from nxdi.generation.speculation.proposals import Proposer, Rule
 from nxdi.generation.speculation.rules import ProcessedRule, SeededRule
 from nxdi.generation.speculation.step import Speculation
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
+from nxdi.models.eagle.modeling_eagle import NeuronEagleForCausalLM
 
 _BY_BATCH = "PrefixConstrainedLogitsProcessor"  # asks for a row by its place in the batch
 
@@ -32,8 +34,8 @@ def make_lookup(config: GenerationConfig) -> PromptLookup:
     )
 
 
-def make_draft(model: Any) -> DraftModel:
-    """The draft model that is given as assistant_model: a loaded model, or its adapter.
+def make_draft(model: Any) -> Proposer:
+    """The draft model or EAGLE head that is given as assistant_model: loaded, or its adapter.
 
     Raises: ConfigError if it is none of nxdi's.
     """
@@ -43,7 +45,7 @@ def make_draft(model: Any) -> DraftModel:
             f"assistant_model is a {type(model).__name__}; it must be a model that nxdi has "
             "loaded, such as AutoModelForCausalLM.from_pretrained returns"
         )
-    return DraftModel(draft)
+    return EagleHead(draft) if isinstance(draft, NeuronEagleForCausalLM) else DraftModel(draft)
 
 
 def speculative_decode_loop(  # noqa: PLR0913  as decode_loop, and who proposes

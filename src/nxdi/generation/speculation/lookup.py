@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nxdi.errors import ConfigError
-from nxdi.generation.speculation.proposals import Proposal, Rule, Wanted
+from nxdi.generation.speculation.proposals import Proposal, Rule, Seen, Wanted
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 
 
@@ -40,6 +40,9 @@ class PromptLookup:
                 f"verifies {length - 1} besides each row's last token; ask for fewer, or raise "
                 "speculation_length and compile again"
             )
+
+    def watch(self, seen: Sequence[Seen]) -> None:
+        """The tokens say it all."""
 
     def propose(self, rows: Sequence[Wanted], rule: Rule) -> list[Proposal]:
         return [Proposal(self._continuation(row.sequence.tokens, row.most)) for row in rows]

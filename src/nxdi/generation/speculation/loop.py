@@ -14,7 +14,7 @@ from transformers import StoppingCriteriaList
 from nxdi.generation.ahead import Starter
 from nxdi.generation.loop import Streamer
 from nxdi.generation.rows import Row, row_inputs
-from nxdi.generation.speculation.proposals import Proposal, Rule
+from nxdi.generation.speculation.proposals import Proposal, Rule, Seen
 from nxdi.generation.speculation.step import Going, Speculation
 
 
@@ -148,6 +148,9 @@ def _advance(
         output = model(**row_inputs(model.neuron_config, inputs), **rule.inputs(prompts))
         for index, row in enumerate(prompts):
             found[row.id] = rule.accept(row, Proposal(), output, index)
+        speculation.proposer.watch(
+            [Seen(row, row.tokens, 0, output, index) for index, row in enumerate(prompts)]
+        )
     going = [
         Going(row, row.table, speculation.most(len(row.tokens), num_left))
         for row, num_left, is_whole in zip(rows, left, whole, strict=True)

@@ -39,6 +39,20 @@ class Wanted:
     most: int
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What the target has computed of a sequence: `tokens` that it keeps, from position `start` on.
+
+    They are in row number `row` of `output`, the first ones there.
+    """
+
+    sequence: Continued
+    tokens: Sequence[int]
+    start: int
+    output: CausalLMOutput
+    row: int
+
+
 class Rule(Protocol):
     """How tokens are chosen after those of a sequence, by a draft model and by the target.
 
@@ -77,6 +91,10 @@ class Proposer(Protocol):
 
     def check(self, target: NeuronBaseForCausalLM) -> None:
         """Raises: ConfigError or WeightError if it cannot propose tokens to this model."""
+        ...
+
+    def watch(self, seen: Sequence[Seen]) -> None:
+        """Look at what a call of the target has computed, prompts too."""
         ...
 
     def propose(self, rows: Sequence[Wanted], rule: Rule) -> list[Proposal]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from nxdi.generation.rows import Row, row_inputs
-from nxdi.generation.speculation.proposals import Continued, Proposer, Rule, Wanted
+from nxdi.generation.speculation.proposals import Continued, Proposer, Rule, Seen, Wanted
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.types import Phase
 
@@ -99,10 +99,13 @@ class Speculation:
         call = self.model.verify if any(proposal.tokens for proposal in proposals) else self.model
         inputs = row_inputs(self.model.neuron_config, new)
         output = call(**{**inputs, **rule.inputs(sequences)})
-        brought = []
+        brought, seen = [], []
         for index, (sequence, proposal) in enumerate(zip(sequences, proposals, strict=True)):
             tokens = rule.accept(sequence, proposal, output, index)
             self.counts.add(len(proposal.tokens), len(tokens) - 1)
             logits = None if output.logits is None else output.logits[index, : len(tokens)]
             brought.append(Brought(tokens, logits))
+            kept = [sequence.tokens[-1], *tokens[:-1]]
+            seen.append(Seen(sequence, kept, len(sequence.tokens) - 1, output, index))
+        self.proposer.watch(seen)
         return brought

@@ -55,6 +55,7 @@ class NeuronAttentionBase(nn.Module):
     parallelism). `num_heads` and `num_key_value_heads` are per rank after construction; head counts
     that do not divide are padded.
 
+    input_size: elements of hidden_states, where they are not the `hidden_size` of the result.
     rotary_emb: (x, position_ids) -> (cos, sin), or None for no rotary positions.
     sliding_window, attention_chunk_size: tokens that a query sees, the last ones or those of its
     own chunk; the cache then keeps no more.
@@ -74,6 +75,7 @@ class NeuronAttentionBase(nn.Module):
         num_attention_heads: int,
         num_key_value_heads: int,
         head_dim: int | None = None,
+        input_size: int | None = None,
         rotary_emb: nn.Module | None = None,
         qkv_bias: bool = False,
         o_bias: bool = False,
@@ -90,6 +92,7 @@ class NeuronAttentionBase(nn.Module):
         given = NxdiKeywords.read(nxdi, config.neuron_config)
         self.config, self.neuron_config = config, config.neuron_config
         self.hidden_size, self.rotary_emb = hidden_size, rotary_emb
+        self.input_size = input_size or hidden_size
         self.head_dim = head_dim or hidden_size // num_attention_heads
         self.q_layernorm, self.k_layernorm = q_layernorm, k_layernorm
         self.post_transpose_layernorm = given.post_transpose_layernorm
@@ -127,7 +130,7 @@ class NeuronAttentionBase(nn.Module):
         self.qkv_proj_sp_enabled = self.sequence_parallel_enabled
         self.qkv_proj = QKVProjection(
             neuron,
-            hidden_size=self.hidden_size,
+            hidden_size=self.input_size,
             head_dim=self.head_dim,
             layout=self.layout,
             num_heads=self.num_attention_heads,

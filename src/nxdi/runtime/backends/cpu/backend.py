@@ -19,7 +19,14 @@ from nxdi.kernels.cpu.library import library_path, load_library, uses_library
 from nxdi.kernels.registry import Choice, below, check_strict
 from nxdi.parallel_layers.groups import World
 from nxdi.runtime.backend import Program, Report, StepModule
-from nxdi.runtime.backends.cpu.pieces import Part, Piece, example_arguments, plan_parts, tensors_of
+from nxdi.runtime.backends.cpu.pieces import (
+    Part,
+    Piece,
+    example_arguments,
+    head_outputs,
+    plan_parts,
+    tensors_of,
+)
 from nxdi.runtime.backends.cpu.target import compiler_version, cpu_target
 from nxdi.runtime.host_world import host_world
 from nxdi.types import Phase
@@ -152,11 +159,14 @@ class CpuRank:
         with torch.no_grad():
             if not model.composes:
                 return dict(zip(spec.outputs, calls[0]([], inputs), strict=True))
-            x = model.embed(inputs)
-            for call in calls[:-1]:
+            x, after = model.embed(inputs), {}
+            for index, call in enumerate(calls[:-1]):
                 (x,) = call([x], inputs)
+                if index in model.feature_layers:
+                    after[index] = x
             results = calls[-1]([model.last_hidden(x, inputs)], inputs)
-        return dict(zip(spec.outputs, results, strict=True))
+            outputs = dict(zip(head_outputs(spec), results, strict=True))
+            return {**outputs, **model.feature_outputs(after)}
 
     def reset(self) -> None:
         for cache in self.caches:

@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from nxdi.config import InferenceConfig
 from nxdi.graph.inputs import BLOCKS, TOKENS, InputSpec
-from nxdi.graph.plan import GraphSpec
+from nxdi.graph.plan import FEATURES, GraphSpec
 from nxdi.runtime.backend import StepModule
 
 # (leading tensors, step inputs by name, caches) -> (results, new caches)
@@ -158,9 +158,14 @@ def _head(model: StepModule, spec: GraphSpec) -> StepFunction:
         leading: Sequence[Tensor], inputs: Mapping[str, Tensor], caches: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
         outputs = model.head(leading[0], inputs)
-        return [outputs[name] for name in spec.outputs], []
+        return [outputs[name] for name in head_outputs(spec)], []
 
     return run
+
+
+def head_outputs(spec: GraphSpec) -> list[str]:
+    """The outputs of a graph that its head computes; features are gathered on the way to it."""
+    return [name for name in spec.outputs if name != FEATURES]
 
 
 def whole_step(model: StepModule, spec: GraphSpec) -> StepFunction:

@@ -1,0 +1,147 @@
+"""Tiny random EAGLE heads, and what they compute, by transformers' layers without a cache."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+
+from nxdi.models.causal_lm import NeuronBaseForCausalLM
+from nxdi.models.registry import class_for_architecture
+from tiny_models import drawn_wide
+
+DRAFT_VOCAB_SIZE = 61
+
+
+class PlainHead(nn.Module):
+    """A head with random weights for a target, as published: EAGLE, or EAGLE-3.
+
+    is_echo: its layers add nothing, so that it repeats what its target says if that does so, too.
+    """
+
+    def __init__(self, target: LlamaForCausalLM, is_eagle3: bool = False, seed: int = 5) -> None:
+        super().__init__()
+        self.target, self.config, self.is_eagle3 = (target,), target.config, is_eagle3
+        size, vocab = target.config.hidden_size, target.config.vocab_size
+        layer = LlamaDecoderLayer(target.config, 0)
+        layers = 3 if is_eagle3 else 2
+        self.fc = nn.Linear(layers * size, size, bias=not is_eagle3)
+        if is_eagle3:
+            attention = layer.self_attn
+            for name in ("q_proj", "k_proj", "v_proj"):
+                rows = getattr(attention, name).out_features
+                setattr(attention, name, nn.Linear(2 * size, rows, bias=False))
+            layer.hidden_norm = nn.RMSNorm(size, target.config.rms_norm_eps)
+            self.midlayer = layer
+            self.norm = nn.RMSNorm(size, target.config.rms_norm_eps)
+            self.lm_head = nn.Linear(size, DRAFT_VOCAB_SIZE, bias=False)
+            chosen = torch.randperm(vocab, generator=torch.Generator().manual_seed(seed))
+            chosen = chosen[:DRAFT_VOCAB_SIZE].sort().values
+            self.register_buffer("d2t", chosen - torch.arange(DRAFT_VOCAB_SIZE))
+        else:
+            layer.input_layernorm = nn.Identity()
+            self.layers = nn.ModuleList([layer])
+        drawn_wide(self, seed)  # type: ignore[arg-type]  # it asks for parameters only
+
+    def features(self, tokens: list[int]) -> Tensor:
+        """What the target returns of each token [n, F]."""
+        model = self.target[0].model
+        states = model(torch.tensor([tokens]), output_hidden_states=True).hidden_states
+        if not self.is_eagle3:
+            return states[-1][0]
+        half = self.config.num_hidden_layers // 2
+        places = (1, half - 1, self.config.num_hidden_layers - 4)
+        # hidden_states[0] are the embeddings, and the last ones are normed.
+        return torch.cat([self._after(tokens, max(place, 0)) for place in places], dim=-1)
+
+    def _after(self, tokens: list[int], layer: int) -> Tensor:
+        """Activations [n, H] that a layer of the target leaves."""
+        found: list[Tensor] = []
+        module = self.target[0].model.layers[layer]
+        hook = module.register_forward_hook(lambda *args: found.append(_first(args[-1])))
+        self.target[0](torch.tensor([tokens]))
+        hook.remove()
+        return found[0][0]
+
+    @torch.no_grad()
+    def propose(self, tokens: list[int], most: int, first: int = 0) -> list[int]:
+        """The head's likeliest continuation of a sequence, followed from token `first` on."""
+        features = list(self.features(tokens[:-1])[first:])
+        is_own = [False] * len(features)
+        ids = tokens[first + 1 :]
+        for _ in range(most):
+            last, token = self._next(ids, features, is_own)
+            ids = [*ids, token]
+            features, is_own = [*features, last], [*is_own, True]
+        return ids[len(tokens) - first - 1 :]
+
+    def _next(
+        self, ids: list[int], features: list[Tensor], is_own: list[bool]
+    ) -> tuple[Tensor, int]:
+        """The head's features after the last pair, and the token it chooses."""
+        embedded = self.target[0].model.embed_tokens(torch.tensor([ids]))
+        if not self.is_eagle3:
+            x = self.fc(torch.cat([embedded, torch.stack(features)[None]], dim=-1))
+            last = self._layer(self.layers[0], x, x)[0, -1]
+            return last, int(self.target[0].lm_head(last).argmax())
+        joined = [
+            given if own else self.fc(given) for given, own in zip(features, is_own, strict=True)
+        ]
+        hidden = torch.stack(joined)[None]
+        layer = self.midlayer
+        seen = torch.cat([layer.input_layernorm(embedded), layer.hidden_norm(hidden)], dim=-1)
+        last = self._layer(layer, seen, hidden)[0, -1]
+        token = int(self.lm_head(self.norm(last)).argmax())
+        return last, token + int(self.d2t[token])
+
+    def _layer(self, layer: Any, seen: Tensor, residual: Tensor) -> Tensor:
+        num = seen.shape[1]
+        positions = LlamaRotaryEmbedding(self.config)(residual, torch.arange(num)[None])
+        mask = torch.full((num, num), torch.finfo(torch.float32).min).triu(1)[None, None]
+        attended = layer.self_attn(seen, position_embeddings=positions, attention_mask=mask)[0]
+        x = residual + attended
+        return x + layer.mlp(layer.post_attention_layernorm(x))
+
+    def save(self, folder: Path, has_ends: bool = False) -> Path:
+        """Write it as its authors publish theirs; has_ends: with the target's own ends."""
+        state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        ends = {
+            "embed_tokens.weight": self.target[0].model.embed_tokens.weight,
+            "lm_head.weight": self.target[0].lm_head.weight,
+        }
+        if has_ends:
+            state = {**ends, **state}
+        save_file(
+            {name: tensor.detach().clone() for name, tensor in state.items()},
+            folder / "model.safetensors",
+        )
+        own = {"num_hidden_layers": 1, "draft_vocab_size": DRAFT_VOCAB_SIZE}
+        config = {**self.config.to_dict(), **own, "architectures": ["LlamaForCausalLM"]}
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+
+def _first(output: Any) -> Tensor:
+    found: Tensor = output[0] if isinstance(output, tuple) else output
+    return found
+
+
+def load_head(
+    folder: Path, target_folder: Path | None = None, **options: Any
+) -> NeuronBaseForCausalLM:
+    """The head of a folder, compiled for the eager backend and loaded."""
+    model_cls = class_for_architecture("eagle3" if options.get("is_eagle3") else "eagle")
+    config_cls = model_cls.get_config_cls()
+    options = {"backend": "eager", "torch_dtype": torch.float32, **options}
+    neuron_config = config_cls.get_neuron_config_cls()(is_eagle_draft=True, **options)
+    target = {} if target_folder is None else {"target_model_path": str(target_folder)}
+    app = model_cls(folder, config_cls.from_pretrained(folder, neuron_config, **target))
+    app.compile(folder / "artifact", progress=False)
+    app.load(folder / "artifact")
+    return app
