@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
 from typing import Generic, TypeVar
 
 StateT = TypeVar("StateT")
@@ -16,14 +16,16 @@ class CacheRows(Generic[StateT]):
 
     def __init__(self, num_rows: int, make: Callable[[int], StateT]) -> None:
         self._num_rows, self._make = num_rows, make
-        self._rows: dict[int, tuple[int, StateT]] = {}  # by sequence, that used last at the end
+        self._rows: dict[
+            Hashable, tuple[int, StateT]
+        ] = {}  # by sequence, that used last at the end
 
-    def find(self, sequence: int) -> StateT | None:
+    def find(self, sequence: Hashable) -> StateT | None:
         """The row of a sequence, if it has one still."""
         found = self._rows.get(sequence)
         return None if found is None else found[1]
 
-    def of(self, sequence: int, in_use: Collection[int]) -> StateT:
+    def of(self, sequence: Hashable, in_use: Collection[Hashable]) -> StateT:
         """The row of a sequence; none of those `in_use` loses its own."""
         row = self._rows.pop(sequence, None)
         if row is None and len(self._rows) < self._num_rows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -91,7 +91,7 @@ class DraftModel:
         stop = switch if switch is not None and last < switch else self._longest
         return max(stop - last, 0)
 
-    def _row_of(self, sequence: Continued, in_use: set[int]) -> _CacheRow:
+    def _row_of(self, sequence: Continued, in_use: set[Hashable]) -> _CacheRow:
         """The cache row of a sequence, with the tokens there that are still the sequence's."""
         row = self._rows.of(sequence.id, in_use)
         row.tokens = row.tokens[: _num_common(row.tokens, sequence.tokens[:-1])]

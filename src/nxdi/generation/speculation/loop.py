@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -142,7 +142,7 @@ def _advance(
     """
     model = speculation.model
     whole = [not row.new or len(row.tokens) - 1 == model.prefill_again_at for row in rows]
-    found: dict[int, list[int]] = {}
+    found: dict[Hashable, list[int]] = {}
     if prompts := [row for row, is_whole in zip(rows, whole, strict=True) if is_whole]:
         inputs = [Row(row.tokens, 0, row.table) for row in prompts]
         output = model(**row_inputs(model.neuron_config, inputs), **rule.inputs(prompts))

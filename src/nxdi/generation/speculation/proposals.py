@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ class Continued(Sampled, Protocol):
     """A sequence that grows. `id`: its own, as long as it runs."""
 
     @property
-    def id(self) -> int: ...
+    def id(self) -> Hashable: ...
 
 
 @dataclass(frozen=True)

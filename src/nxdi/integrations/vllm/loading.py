@@ -10,8 +10,10 @@ from huggingface_hub import snapshot_download
 
 from nxdi import env
 from nxdi.errors import ArtifactError
+from nxdi.generation.speculation.proposals import Proposer
 from nxdi.integrations.vllm.layout import is_paged, num_cache_blocks
 from nxdi.integrations.vllm.options import asked_options, neuron_options
+from nxdi.integrations.vllm.speculation import make_proposer
 from nxdi.models.auto import AutoModelForCausalLM, default_artifact_dir
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.models.folder_options import with_folder_options
@@ -47,6 +49,16 @@ def load_model(config: VllmConfig) -> NeuronBaseForCausalLM:
     model.compile_if(lambda: not (path / MANIFEST).is_file(), path)
     model.load(path)
     return model
+
+
+def load_proposer(config: VllmConfig, target: NeuronBaseForCausalLM) -> Proposer | None:
+    """Who proposes tokens to the loaded target, as `speculative_config` says; None: nobody."""
+    asked = config.speculative_config
+    draft = None if asked is None or asked.method == "ngram" else asked.draft_model_config
+    folder = None
+    if draft is not None:
+        folder = local_folder(draft.model, draft.revision, config.load_config.download_dir)
+    return make_proposer(config, target, folder)
 
 
 def local_folder(model: str, revision: str | None, download_dir: str | None) -> Path:

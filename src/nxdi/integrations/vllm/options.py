@@ -28,6 +28,9 @@ _DECIDED_BY = {
     "is_block_kv_layout": "enable_prefix_caching",
     "pa_block_size": "block_size",
     "pa_num_blocks": "num_gpu_blocks_override",
+    "speculation_length": "num_speculative_tokens",
+    "enable_eagle_speculation": "speculative_config",
+    "is_eagle3": "speculative_config",
 }
 # vLLM's kv_cache_dtype; None: that of the model.
 KV_CACHE_DTYPES = {
@@ -36,6 +39,10 @@ KV_CACHE_DTYPES = {
     "fp8_e4m3": "float8_e4m3fn",
     "fp8_e5m2": "float8_e5m2",
 }
+
+# Methods of vLLM's speculative_config.
+_EAGLE = ("eagle", "eagle3")
+METHODS = ("ngram", "draft_model", *_EAGLE)
 
 
 def override_options(config: VllmConfig) -> dict[str, Any]:
@@ -124,10 +131,27 @@ def _decided_by_vllm(config: VllmConfig, is_paged: bool, num_blocks: int) -> dic
         options["chunked_prefill_config"] = override_options(config).get(
             "chunked_prefill_config", {}
         )
+    options |= _speculation(config)
     dtype = KV_CACHE_DTYPES[config.cache_config.cache_dtype]
     if dtype is not None:
         options["kv_cache_quant"] = True
         options["kv_quant_config"] = {"quant_dtype": dtype}
+    return options
+
+
+def _speculation(config: VllmConfig) -> dict[str, Any]:
+    """What a target needs that verifies what is proposed to it."""
+    asked = config.speculative_config
+    if asked is None:
+        return {}
+    if asked.method not in METHODS:
+        raise UnsupportedError(
+            f"nxdi does not have the speculative method {asked.method!r}; it has "
+            f"{', '.join(METHODS)}"
+        )
+    options: dict[str, Any] = {"speculation_length": asked.num_speculative_tokens + 1}
+    if asked.method in _EAGLE:
+        options |= {"enable_eagle_speculation": True, "is_eagle3": asked.method == "eagle3"}
     return options
 
 

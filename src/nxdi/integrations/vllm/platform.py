@@ -120,7 +120,6 @@ def _refuse_unsupported(config: VllmConfig) -> None:
     blocks = "use num_gpu_blocks_override"
     for option, value, offered, remedy in (
         ("enable_lora", config.lora_config, (None,), "merge the adapter into the checkpoint"),
-        ("speculative_config", config.speculative_config, (None,), "leave it out"),
         ("kv_transfer_config", config.kv_transfer_config, (None,), "leave it out"),
         ("pipeline_parallel_size", parallel.pipeline_parallel_size, (1,), ranks),
         ("decode_context_parallel_size", parallel.decode_context_parallel_size, (1,), ranks),

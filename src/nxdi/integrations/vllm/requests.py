@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -55,9 +56,9 @@ class RunningRequest:
             generator,
         )
 
-    def append(self, token: int) -> None:
-        self.tokens.append(token)
-        self.outputs.append(token)
+    def extend(self, tokens: Sequence[int]) -> None:
+        self.tokens.extend(tokens)
+        self.outputs.extend(tokens)
 
     @property
     def sampling_params(self) -> tuple[float, float, float]:

@@ -14,12 +14,12 @@ from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 
 from nxdi.errors import ConfigError, UnsupportedError
 from nxdi.integrations.vllm.layout import FIRST_BLOCK, num_cache_blocks
-from nxdi.integrations.vllm.loading import load_model
+from nxdi.integrations.vllm.loading import load_model, load_proposer
 from nxdi.integrations.vllm.runner import ModelRunner
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
-    from vllm.v1.outputs import ModelRunnerOutput
+    from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 
 
 class NxdiWorker(WorkerBase):
@@ -36,7 +36,9 @@ class NxdiWorker(WorkerBase):
         if load_dummy_weights:
             raise UnsupportedError("nxdi loads real weights only; leave elastic scaling out")
         start = time.perf_counter()
-        self.runner = ModelRunner(load_model(self.vllm_config), self.vllm_config)
+        model = load_model(self.vllm_config)
+        proposer = load_proposer(self.vllm_config, model)
+        self.runner = ModelRunner(model, self.vllm_config, proposer)
         self._load_time = time.perf_counter() - start
 
     # The cache.
@@ -82,6 +84,10 @@ class NxdiWorker(WorkerBase):
 
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> ModelRunnerOutput:
         return self.runner.sample(grammar_output)
+
+    def take_draft_token_ids(self) -> DraftTokenIds | None:
+        """What is proposed to the requests of the last step."""
+        return self.runner.propose()
 
     def execute_dummy_batch(self) -> None:
         """Replicas need not step together: they share nothing."""

@@ -1,0 +1,95 @@
+"""Who proposes the tokens that vLLM's `speculative_config` asks for, and for which requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vllm.v1.outputs import DraftTokenIds
+
+from nxdi.errors import ConfigError
+from nxdi.generation.speculation import DraftModel, EagleHead, PromptLookup
+from nxdi.generation.speculation.proposals import Proposer, Seen, Wanted
+from nxdi.generation.speculation.rules import SeededRule
+from nxdi.models.auto import AutoModelForCausalLM
+from nxdi.models.causal_lm import NeuronBaseForCausalLM
+from nxdi.models.eagle.modeling_eagle import NeuronEagleForCausalLM
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+    from nxdi.integrations.vllm.requests import RunningRequest
+
+# What a draft has as its target has it. Rows only: its cache is its own, and needs no blocks.
+_AS_TARGET = (
+    "backend",
+    "batch_size",
+    "max_batch_size",
+    "tkg_batch_size",
+    "seq_len",
+    "max_length",
+    "n_positions",
+    "max_context_length",
+    "torch_dtype",
+)
+
+
+def make_proposer(
+    config: VllmConfig, target: NeuronBaseForCausalLM, folder: Path | None
+) -> Proposer | None:
+    """Who proposes tokens to the loaded target; None: nobody.
+
+    folder: that of the draft model or head.
+    """
+    asked = config.speculative_config
+    if asked is None:
+        return None
+    if asked.method == "ngram":
+        if (asked.prompt_lookup_min or 1) > 1:
+            raise ConfigError(
+                f"prompt_lookup_min={asked.prompt_lookup_min}, but nxdi looks up ever shorter "
+                "n-grams, down to 1; set prompt_lookup_min=1"
+            )
+        return PromptLookup(asked.num_speculative_tokens, asked.prompt_lookup_max or 3)
+    assert folder is not None
+    options = {name: getattr(target.neuron_config, name) for name in _AS_TARGET}
+    options["tp_degree"] = asked.draft_tensor_parallel_size or 1
+    options |= {"enable_bucketing": True, "ctx_batch_size": 1}
+    if asked.method == "draft_model":
+        return DraftModel(AutoModelForCausalLM.from_pretrained(folder, **options))
+    head = AutoModelForCausalLM.from_pretrained(
+        folder,
+        is_eagle_draft=True,
+        is_eagle3=asked.method == "eagle3",
+        speculation_length=target.neuron_config.speculation_length,
+        target_model_path=target.model_path,
+        **options,
+    )
+    assert isinstance(head, NeuronEagleForCausalLM)
+    return EagleHead(head)
+
+
+class Drafts:
+    """The proposals for the requests of a step, which vLLM hands back in the next one."""
+
+    def __init__(self, target: NeuronBaseForCausalLM, proposer: Proposer) -> None:
+        proposer.check(target)
+        draft = None if proposer.draft is None else proposer.draft.neuron_config
+        self._proposer, self._rule = proposer, SeededRule(target.neuron_config, draft)
+        self._most = target.neuron_config.speculation_length - 1
+        self._longest = target.neuron_config.max_length
+
+    def watch(self, seen: Sequence[Seen]) -> None:
+        self._proposer.watch(seen)
+
+    def propose(self, requests: Sequence[RunningRequest]) -> DraftTokenIds:
+        """Tokens for each request, as many as it has room for."""
+        wanted = [
+            Wanted(request, max(0, min(self._most, self._longest - len(request.tokens))))
+            for request in requests
+        ]
+        proposals = self._proposer.propose(wanted, self._rule)
+        return DraftTokenIds(
+            [request.id for request in requests], [proposal.tokens for proposal in proposals]
+        )
