@@ -19,6 +19,12 @@ LINEAR_FP32 = 1e-6
 # rounding of their scores, 20 * 2**-24, and some tens of products are added.
 ATTENTION_FP32 = 1e-5
 
+# NKI kernels against their references, per largest value. In 16 bits the weights of a softmax are
+# rounded before they are summed (2**-8 each), float8 caches are read exactly but scaled.
+NKI_BF16 = 2e-2
+NKI_FP32 = 1e-5
+NKI_FP8 = 3e-2
+
 # Sine and cosine of a float32 angle of up to 500 radians, known to half an ulp (1.5e-5), which is
 # what transformers computes with as well.
 ANGLE_FP32 = 5e-5

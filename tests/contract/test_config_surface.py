@@ -40,8 +40,7 @@ _SUPPORTED = """
 _NO_OP = """
     apply_seq_ids_mask attn_block_cte_nki_kernel_enabled attn_block_tkg_nki_kernel_cache_update
     attn_block_tkg_nki_kernel_cascaded_attention attn_block_tkg_nki_kernel_disable_gpsimd_sb2sb
-    attn_block_tkg_nki_kernel_enabled attn_block_tkg_nki_kernel_use_online_softmax
-    attn_kernel_enabled attn_tkg_builtin_kernel_enabled attn_tkg_nki_kernel_enabled
+    attn_block_tkg_nki_kernel_use_online_softmax attn_tkg_builtin_kernel_enabled
     bucket_n_active_tokens buckets disable_argmax_kernel disable_kv_cache_tiling
     disable_numeric_cc_token eagle_rolling_buffer_kernel_enabled enable_cte_modular_flow
     expert_mlp_nki_kernel_enabled fused_qkv k_cache_transposed kv_cache_padding_size
@@ -56,6 +55,7 @@ _NO_OP = """
 """
 
 _DEVICE = """
+    attn_block_tkg_nki_kernel_enabled attn_kernel_enabled attn_tkg_nki_kernel_enabled
     cc_pipeline_tiling_factor dma_order_config enable_output_completion_notifications
     enable_spill_reload_dge logical_nc_config logical_neuron_cores scratchpad_page_size target
 """
@@ -193,6 +193,8 @@ def test_plain_defaults_are_nxdi_s() -> None:
         "quantize_clamp_bound": float("inf"),
         "attn_block_tkg_nki_kernel_use_online_softmax": True,
         "attn_kernel_enabled": None,
+        "attn_tkg_nki_kernel_enabled": None,
+        "attn_block_tkg_nki_kernel_enabled": None,
         "cc_pipeline_tiling_factor": 2,
         "seq_len_threshold_for_cc_tiling": 16384,
         "ep_dispatch_cc_option": "AR_AG",

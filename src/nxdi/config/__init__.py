@@ -7,7 +7,7 @@ from nxdi.config.from_hf import load_pretrained_config, to_pretrained_config
 from nxdi.config.inference import InferenceConfig
 from nxdi.config.keywords import to_torch_dtype
 from nxdi.config.kv_quantization import KVQuantizationConfig
-from nxdi.config.legacy import OPTIONS, Option, Status, no_op_options
+from nxdi.config.legacy import OPTIONS, Option, Status, kernel_options, no_op_options
 from nxdi.config.moe import (
     BlockwiseMatmulConfig,
     HybridShardingConfig,
@@ -30,6 +30,7 @@ __all__ = [
     "Option",
     "RouterConfig",
     "Status",
+    "kernel_options",
     "load_pretrained_config",
     "no_op_options",
     "to_pretrained_config",

@@ -57,6 +57,12 @@ def no_op_options(config: NeuronConfig) -> list[tuple[str, Any, str]]:
     ]
 
 
+def kernel_options(config: NeuronConfig) -> dict[str, bool]:
+    """The options about kernels of a Neuron device that were given, with their values."""
+    values = {name: getattr(config, name) for name in _KERNELS.split()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 _SUPPORTED = """
     backend on_cpu seq_len max_context_length max_length max_new_tokens allow_input_truncation
     padding_side batch_size max_batch_size ctx_batch_size tkg_batch_size kv_cache_batch_size
@@ -79,11 +85,10 @@ _SUPPORTED = """
 
 _NO_OPS = {
     "it chooses a Neuron kernel, and a kernel computes what the model's own code computes": """
-        attn_kernel_enabled strided_context_parallel_kernel_enabled qkv_kernel_enabled
+        strided_context_parallel_kernel_enabled qkv_kernel_enabled
         qkv_nki_kernel_enabled qkv_cte_nki_kernel_fuse_rope qkv_kernel_nbsd_layout
         qkv_kernel_fuse_residual_add mlp_kernel_enabled mlp_tkg_nki_kernel_enabled
-        mlp_kernel_fuse_residual_add out_proj_kernel_enabled attn_tkg_nki_kernel_enabled
-        attn_tkg_builtin_kernel_enabled attn_block_tkg_nki_kernel_enabled
+        mlp_kernel_fuse_residual_add out_proj_kernel_enabled attn_tkg_builtin_kernel_enabled
         attn_block_tkg_nki_kernel_cache_update attn_block_tkg_nki_kernel_cascaded_attention
         attn_block_tkg_nki_kernel_use_online_softmax
         attn_block_tkg_nki_kernel_disable_gpsimd_sb2sb attn_block_cte_nki_kernel_enabled
@@ -126,6 +131,12 @@ _DEVICE = """
     dma_order_config scratchpad_page_size enable_output_completion_notifications
 """
 _DEVICE_REASON = "it tells the Neuron compiler what the device is and how to compile for it"
+
+# What `kernel_options` hands to the choice of kernels: True asks for one, False forbids it.
+_KERNELS = """
+    attn_kernel_enabled attn_tkg_nki_kernel_enabled attn_block_tkg_nki_kernel_enabled
+"""
+_KERNELS_REASON = "it chooses a Neuron kernel, which computes what the model's own code computes"
 
 _REFUSALS: dict[tuple[str, str], str] = {
     (
@@ -192,6 +203,7 @@ def _make_table() -> dict[str, Option]:
     for reason, names in _NO_OPS.items():
         table |= {name: Option(Status.NO_OP, reason) for name in names.split()}
     table |= {name: Option(Status.DEVICE, _DEVICE_REASON) for name in _DEVICE.split()}
+    table |= {name: Option(Status.DEVICE, _KERNELS_REASON) for name in _KERNELS.split()}
     for (reason, remedy), names in _REFUSALS.items():
         table |= {name: Option(Status.REFUSED, reason, remedy) for name in names.split()}
     for name, reason in _REFUSED_EXCEPT_FLOAT32.items():

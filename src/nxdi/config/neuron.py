@@ -180,9 +180,9 @@ class NeuronConfig(KeywordConfig):
     mlp_kernel_fuse_residual_add: bool = False
     fused_rmsnorm_skip_gamma: bool = False
     out_proj_kernel_enabled: bool = False
-    attn_tkg_nki_kernel_enabled: bool = False
+    attn_tkg_nki_kernel_enabled: bool | None = None
     attn_tkg_builtin_kernel_enabled: bool = False
-    attn_block_tkg_nki_kernel_enabled: bool = False
+    attn_block_tkg_nki_kernel_enabled: bool | None = None
     attn_block_tkg_nki_kernel_cache_update: bool = False
     attn_block_tkg_nki_kernel_cascaded_attention: bool = False
     attn_block_tkg_nki_kernel_use_online_softmax: bool = True

@@ -13,8 +13,8 @@ from nxdi.kernels.masks import MaskPolicy
 class AttendCall:
     """One attention computation with static shapes; keys and values may differ in size.
 
-    `aligned` promises that query i and key i are the same token and that padding is on the right,
-    as in a prefill from an empty cache: a plain causal mask over indices is then exact.
+    `aligned` promises that the queries are the tokens of the last keys, one for one, and that
+    padding is on the right, as in a prefill: a plain causal mask over indices is then exact.
     """
 
     num_kv_heads: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nxdi.config import NeuronConfig, no_op_options
+from nxdi.config import NeuronConfig, kernel_options, no_op_options
 from nxdi.errors import UnsupportedError
 
 
@@ -47,3 +47,12 @@ def test_no_ops_are_listed_only_when_changed() -> None:
 def test_a_consequence_of_an_option_is_not_listed_again() -> None:
     listed = {name for name, _, _ in no_op_options(NeuronConfig(logical_nc_config=2))}
     assert listed == {"logical_nc_config"}
+
+
+def test_options_about_kernels_are_those_that_were_given() -> None:
+    assert kernel_options(NeuronConfig()) == {}
+    given = {"attn_kernel_enabled": True, "attn_tkg_nki_kernel_enabled": False}
+    config = NeuronConfig(**given)
+    assert kernel_options(config) == given
+    assert {name for name, _, _ in no_op_options(config)} == set(given)
+    assert no_op_options(NeuronConfig(**given, backend="neuron", target="trn2")) == []

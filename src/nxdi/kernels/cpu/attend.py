@@ -94,7 +94,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, call: AttendCall) ->
     flat_k, flat_v = (
         t.unsqueeze(2).expand(q.shape[:3] + t.shape[2:]).flatten(1, 2) for t in (k, v)
     )
-    if call.aligned and call.mask == Causal():
+    if call.aligned and call.mask == Causal() and call.num_queries == call.num_keys:
         out = F.scaled_dot_product_attention(
             flat_q, flat_k, flat_v, is_causal=True, scale=call.scale
         )

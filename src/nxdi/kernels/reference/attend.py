@@ -19,15 +19,19 @@ from nxdi.kernels.registry import Kernel, register
 
 
 def _probabilities(
-    scores: Tensor, allowed: Tensor, sinks: Tensor | None, call: AttendCall
+    scores: Tensor,
+    allowed: Tensor,
+    sinks: Tensor | None,
+    scale: float,
+    softcap: float | None = None,
 ) -> Tensor:
     """Masked softmax in float32. scores [B, N, G, S, L] -> same.
 
     A large negative number instead of -inf keeps rows of padding finite.
     """
-    scores = scores.float() * call.scale
-    if call.softcap is not None:
-        scores = torch.tanh(scores / call.softcap) * call.softcap
+    scores = scores.float() * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
     lowest = scores.new_full((), torch.finfo(torch.float32).min)
     scores = torch.where(allowed[:, None, None], scores, lowest)
     if sinks is None:
@@ -40,8 +44,18 @@ def attend_explicit(
     q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, sinks: Tensor | None, call: AttendCall
 ) -> Tensor:
     """QK^T, mask, softmax, times V: the definition, in matmuls that every backend lowers well."""
-    probabilities = _probabilities(q @ k.unsqueeze(2).transpose(-1, -2), allowed, sinks, call)
+    scores = q @ k.unsqueeze(2).transpose(-1, -2)
+    probabilities = _probabilities(scores, allowed, sinks, call.scale, call.softcap)
     return probabilities.to(v.dtype) @ v.unsqueeze(2)
+
+
+def attend_wide(
+    q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, sinks: Tensor | None, scale: float
+) -> Tensor:
+    """The same in float32 throughout, cast to the dtype of `q` at the end."""
+    scores = q.float() @ k.float().unsqueeze(2).transpose(-1, -2)
+    weights = _probabilities(scores, allowed, sinks, scale)
+    return (weights @ v.float().unsqueeze(2)).to(q.dtype)
 
 
 def attend_latent(
@@ -50,7 +64,7 @@ def attend_latent(
     """The same with [values, rest] as keys."""
     shared = values.unsqueeze(2)
     scores = q @ shared.transpose(-1, -2) + q_rest @ rest.unsqueeze(2).transpose(-1, -2)
-    return _probabilities(scores, allowed, None, call).to(values.dtype) @ shared
+    return _probabilities(scores, allowed, None, call.scale, call.softcap).to(values.dtype) @ shared
 
 
 register("attend", "generic", Kernel.reference("explicit", attend_explicit))

@@ -21,12 +21,12 @@ def make_backend(config: NeuronConfig) -> Backend:
     """The backend that `config` names.
 
     Raises: UnsupportedError for several nodes on a backend that has one, or strict_kernels on one
-    without kernels.
+    without kernels for all.
     """
     name = resolve_backend(config.backend)
     if config.strict_kernels and name != "cpu":
         raise UnsupportedError(
-            f"strict_kernels=True, but backend={name!r} has no kernels of its own in this release; "
+            f"strict_kernels=True, but backend={name!r} has kernels for some operations only; "
             "use backend='cpu', or leave it out"
         )
     if name == "neuron":

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from nxdi import env
-from nxdi.config import NeuronConfig, targets
+from nxdi.config import NeuronConfig, kernel_options, targets
 from nxdi.errors import ConfigError, UnsupportedError
 from nxdi.graph.padding import only_padding
 from nxdi.graph.plan import GraphSpec
+from nxdi.kernels.neuron import attend  # noqa: F401  registers its kernels
 from nxdi.kernels.registry import Choice, platform
 from nxdi.parallel_layers.groups import DistributedWorld, World
 from nxdi.parallel_layers.xla_collectives import register_xla_kernels
@@ -53,7 +54,7 @@ class NeuronDynamoBackend:
         named = env.neuron_target() or config.target
         if named is None:
             raise ConfigError("backend='neuron-dynamo' needs target; give trn2 or trn3")
-        self._num_ranks = config.tp_degree
+        self._num_ranks, self._kernel_options = config.tp_degree, kernel_options(config)
         self._target = targets.find_target(named).name
 
     def platform(self) -> str:
@@ -76,7 +77,8 @@ class NeuronDynamoBackend:
     def compile(self, program: Program, folder: Path, report: Report) -> list[Choice]:
         find_lite()
         graphs = program.plan.graphs
-        with env.defaults(flags.compile_env(self._target)), platform("neuron") as choices:
+        environment, asked = flags.compile_env(self._target), self._kernel_options
+        with env.defaults(environment), platform("neuron", asked) as choices:
             for done, spec in enumerate(graphs):
                 report(done, len(graphs), spec.name)
                 model: Any = program.build(spec.phase)
@@ -93,13 +95,16 @@ class NeuronDynamoBackend:
     ) -> list[NeuronDynamoRank]:
         find_lite()
         register_xla_kernels()  # what the SDK lowers a graph with
-        return [NeuronDynamoRank(program, of_rank) for of_rank in weights]
+        return [NeuronDynamoRank(program, of_rank, self._kernel_options) for of_rank in weights]
 
 
 class NeuronDynamoRank:
     """The graphs of one rank on its device. A graph is compiled when it first runs."""
 
-    def __init__(self, program: Program, weights: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, program: Program, weights: Mapping[str, Tensor], kernel_options: Mapping[str, bool]
+    ) -> None:
+        self._kernel_options = kernel_options
         self._models: dict[Phase, nn.Module] = {}
         for phase in program.plan.phases:
             module = program.build(phase)
@@ -122,7 +127,7 @@ class NeuronDynamoRank:
         given = [inputs[item.name].to(_DEVICE) for item in spec.inputs]
         if spec.name not in self._steps:
             arguments = (list(only_padding(spec).values()), *map(_on_cpu, (self.caches, weights)))
-            with platform("neuron"):
+            with platform("neuron", self._kernel_options):
                 self._steps[spec.name] = _capture(self._models[spec.phase], spec, arguments, RUN)
         with torch.no_grad():
             results = self._steps[spec.name]([], given, self.caches, weights)

@@ -5,6 +5,9 @@ The trace is coarser than the export that compiles a graph, and chooses kernels 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -12,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from nxdi.graph.plan import GraphSpec
 from nxdi.kernels.cpu import attend, int4, int8  # noqa: F401  register their kernels
+from nxdi.kernels.neuron import attend as _attend  # noqa: F401  registers its kernels
 from nxdi.kernels.registry import Choice, below, named_layers, platform
 from nxdi.runtime.backend import Program, StepModule
 from nxdi.runtime.backends.cpu.linear import use_linear_kernels
@@ -23,38 +27,48 @@ from nxdi.runtime.backends.cpu.pieces import (
     plan_parts,
 )
 
-_PLATFORMS = {"eager": "generic"}  # where its name is not that of the backend
+# Where its name is not that of the backend.
+_PLATFORMS = {"eager": "generic", "neuron-dynamo": "neuron"}
 
 
-def preview_kernels(program: Program, backend: str) -> dict[str, list[Choice]]:
-    """For each planned graph, by name, the kernel of each operation and why others declined."""
+def preview_kernels(
+    program: Program, backend: str, options: Mapping[str, bool] | None = None
+) -> dict[str, list[Choice]]:
+    """For each planned graph, by name, the kernel of each operation and why others declined.
+
+    options: about kernels of a Neuron device, as given.
+    """
     models = {phase: program.build(phase) for phase in {g.phase for g in program.plan.graphs}}
     return {
-        spec.name: _choices(models[spec.phase], spec, program.cache_dtype, backend)
+        spec.name: _choices(models[spec.phase], spec, program.cache_dtype, backend, options or {})
         for spec in program.plan.graphs
     }
 
 
 def _choices(
-    model: StepModule, spec: GraphSpec, cache_dtype: torch.dtype, backend: str
+    model: StepModule,
+    spec: GraphSpec,
+    cache_dtype: torch.dtype,
+    backend: str,
+    options: Mapping[str, bool],
 ) -> list[Choice]:
     made: dict[str, set[Choice]] = {}
     choices: set[Choice] = set()
     for part in plan_parts(model, spec):
         if part.piece not in made:
-            made[part.piece] = _trace(model, spec, part, cache_dtype, backend)
+            arguments = example_arguments(model, part, spec, cache_dtype)
+            made[part.piece] = _trace(part, arguments, backend, options)
         choices.update(below(part.path, made[part.piece]))
     return sorted(choices)
 
 
 def _trace(
-    model: StepModule, spec: GraphSpec, part: Part, cache_dtype: torch.dtype, backend: str
+    part: Part, arguments: tuple[Any, ...], backend: str, options: Mapping[str, bool]
 ) -> set[Choice]:
-    arguments = example_arguments(model, part, spec, cache_dtype)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     arguments = pytree.tree_map(fake.from_tensor, arguments)
     name = _PLATFORMS.get(backend, backend)
-    with torch.no_grad(), named_layers(part.owner), platform(name) as choices:
+    with torch.no_grad(), named_layers(part.owner), platform(name, options) as choices:
         graph = make_fx(Piece(part), pre_dispatch=True)(*arguments)
     if backend == "cpu":
         choices |= use_linear_kernels(graph, layers_of_inputs(graph, part.owner))

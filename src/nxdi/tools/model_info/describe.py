@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nxdi.config import no_op_options, serialize
+from nxdi.config import kernel_options, no_op_options, serialize
 from nxdi.config.quantization import WeightQuantization
 from nxdi.graph.plan import GraphSpec
 from nxdi.kernels.registry import Choice, by_kernel
@@ -46,7 +46,7 @@ def describe_model(
     invoke_preshard_hooks(module, full)  # one tensor of the checkpoint may have two places
     shares = not app.stores_weights
     caches = _caches(app, module)
-    kernels = preview_kernels(app.program(), app.backend.name)
+    kernels = preview_kernels(app.program(), app.backend.name, kernel_options(config))
     return ModelInfo(
         model=app.model_path.name,
         architecture=type(app).__name__,

@@ -81,3 +81,21 @@ assert len(registry._KERNELS["attend", "cpu"]) == 2, registry._KERNELS
 """
     path = {"PYTHONPATH": ":".join(sys.path)}
     subprocess.run([sys.executable, "-c", script], check=True, env=path)
+
+
+def test_a_neuron_device_has_kernels_for_attention(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nxdi.kernels.neuron.op.missing_compiler", lambda: None)
+    app = make_app(saved, backend="cpu", torch_dtype="bfloat16", seq_len=64, max_context_length=32)
+
+    def attending(**options: bool) -> list[set[str]]:
+        previewed = preview_kernels(app.program(), "neuron", options)
+        return [
+            {choice.chosen for choice in previewed[spec.name] if choice.op == "attend"}
+            for spec in app.plan.graphs
+        ]
+
+    prefill, decode = "nxdi_nki::attention_prefill", "nxdi_nki::attention_decode"
+    assert attending() == [{prefill}, {decode}]
+    assert attending(attn_kernel_enabled=False) == [{"explicit"}, {decode}]

@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from nxdi import env
-from nxdi.config import MoENeuronConfig, NeuronConfig, targets
+from nxdi.config import MoENeuronConfig, NeuronConfig, kernel_options, targets
 from nxdi.errors import ConfigError, UnsupportedError
+from nxdi.kernels.neuron import attend  # noqa: F401  registers its kernels
 from nxdi.kernels.registry import Choice, platform
 from nxdi.parallel_layers.groups import DeviceWorld, World
 from nxdi.parallel_layers.xla_collectives import register_xla_kernels
@@ -66,7 +67,8 @@ class NeuronBackend:
         register_xla_kernels()
         kept = env.neuron_workdir()
         workdir = kept or Path(tempfile.mkdtemp(prefix="nxdi-neuron-"))
-        with env.defaults(flags.compile_env(self.target.name)), platform("neuron") as choices:
+        environment, asked = flags.compile_env(self.target.name), kernel_options(self._config)
+        with env.defaults(environment), platform("neuron", asked) as choices:
             state = nxd.NxDParallelState(
                 world_size=self._config.world_size,
                 tensor_model_parallel_size=self._config.tp_degree,

@@ -12,9 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from nxdi.errors import ArtifactError
 from nxdi.graph.padding import only_padding
 from nxdi.graph.plan import GraphSpec
+from nxdi.kernels.registry import named_layers
 from nxdi.runtime.backend import Program, Report
 from nxdi.runtime.backends.neuron.wrap import make_step
 
@@ -27,8 +30,10 @@ _LOG_LINES = 20  # of a failed compiler's log, in the error
 def trace_graph(nxd: Any, program: Program, spec: GraphSpec) -> Any:
     """HLO of one graph, with its weights and caches as parameters and its caches aliased."""
     step = make_step(program, spec)
+    assert isinstance(step.model, nn.Module)
     # Each graph has a module of its own, so nothing need survive the trace.
-    return nxd.trace.functions.trace(step, kwargs=only_padding(spec), preserve_parameters=False)
+    with named_layers(step.model):
+        return nxd.trace.functions.trace(step, kwargs=only_padding(spec), preserve_parameters=False)
 
 
 def compile_graph(nxd: Any, traced: Any, name: str, workdir: Path, args: str) -> Any:
