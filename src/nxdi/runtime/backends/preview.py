@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from nxdi.graph.plan import GraphSpec
 from nxdi.kernels.cpu import attend, int4, int8  # noqa: F401  register their kernels
+from nxdi.kernels.neuron import argmax, norm, route  # noqa: F401  register their kernels
 from nxdi.kernels.registry import Choice, below, named_layers, platform
 from nxdi.runtime.backend import Program, StepModule
 from nxdi.runtime.backends.cpu.linear import use_linear_kernels
@@ -23,7 +24,10 @@ from nxdi.runtime.backends.cpu.pieces import (
     plan_parts,
 )
 
-_PLATFORMS = {"eager": "generic"}  # where its name is not that of the backend
+_PLATFORMS = {
+    "eager": "generic",
+    "neuron-dynamo": "neuron",
+}  # where its name is not that of the backend
 
 
 def preview_kernels(program: Program, backend: str) -> dict[str, list[Choice]]:
