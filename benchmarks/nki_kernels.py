@@ -80,6 +80,73 @@ def attention_output(num_rows: int, inputs: int, outputs: int) -> Row:
     return Row(title, "attention_output", arguments, 2 * num_rows * inputs * outputs)
 
 
+def mlp(kernel: str, num_rows: int, hidden: int, intermediate: int, has_norm: bool = False) -> Row:
+    """A gated MLP, with an RMSNorm before it where it `has_norm`."""
+    phase = kernel.removeprefix("mlp_")
+    title = f"MLP {phase}, {num_rows} tokens, {hidden} x {intermediate}" + ", norm" * has_norm
+
+    def arguments() -> tuple[Any, ...]:
+        wide = empty(hidden, intermediate)
+        gamma = empty(1, hidden) if has_norm else None
+        return empty(num_rows, hidden), wide, wide, empty(intermediate, hidden), gamma
+
+    return Row(title, kernel, arguments, 6 * num_rows * hidden * intermediate)
+
+
+def norm(kernel: str, num_rows: int) -> Row:
+    def arguments() -> tuple[Any, ...]:
+        return empty(num_rows, 8192), empty(1, 8192)
+
+    return Row(f"{kernel}, {num_rows} x 8192", kernel, arguments, 0)
+
+
+def rope(num_rows: int) -> Row:
+    def arguments() -> tuple[Any, ...]:
+        heads = empty(num_rows, 32, 128), empty(num_rows, 8, 128)
+        return (*heads, empty(num_rows, 128), empty(num_rows, 128))
+
+    return Row(f"rope, {num_rows} tokens, 32 + 8 heads of 128", "rope", arguments, 0)
+
+
+def qkv(num_rows: int, is_fused: bool = False) -> Row:
+    """Of an 8B model; with norm and rope where it `is_fused`."""
+    title = f"qkv, {num_rows} x 4096 x 6144" + ", norm and rope" * is_fused
+
+    def arguments() -> tuple[Any, ...]:
+        angles = empty(num_rows, 128), empty(num_rows, 128)
+        fused = (None, empty(1, 4096), *angles) if is_fused else ()
+        return (empty(num_rows, 4096), empty(4096, 6144), 32, 8, *fused)
+
+    return Row(title, "qkv", arguments, 2 * num_rows * 4096 * 6144)
+
+
+def router(num_rows: int) -> Row:
+    title = f"router, {num_rows} x 4096, 8 of 128 experts"
+
+    def arguments() -> tuple[Any, ...]:
+        return empty(num_rows, 4096), empty(128, 4096), 8
+
+    return Row(title, "router_topk", arguments, 2 * num_rows * 4096 * 128)
+
+
+def moe(num_rows: int, top_k: int, experts: int, hidden: int, inner: int) -> Row:
+    title = f"MoE decode, {num_rows} tokens, {top_k} experts of {hidden} x {inner}"
+
+    def arguments() -> tuple[Any, ...]:
+        weights = empty(experts, hidden, 2 * inner), empty(experts, inner, hidden)
+        scores = empty(num_rows, top_k, dtype="float32")
+        return (empty(num_rows, hidden), *weights, scores, empty(num_rows, top_k, dtype=INT32))
+
+    return Row(title, "moe_decode", arguments, 6 * num_rows * top_k * hidden * inner)
+
+
+def sampling(num_rows: int, vocab_size: int, top_k: int) -> Row:
+    def arguments() -> tuple[Any, ...]:
+        return empty(num_rows, vocab_size), top_k
+
+    return Row(f"top {top_k} of {num_rows} x {vocab_size}", "sampling", arguments, 0)
+
+
 ROWS = [
     attention_prefill(16384, 128),
     attention_prefill(4096, 128),
@@ -94,6 +161,25 @@ ROWS = [
     attention_output(2048, 1024, 8192),
     attention_output(1, 1024, 8192),
     attention_output(64, 1024, 8192),
+    mlp("mlp_prefill", 1024, 8192, 4096),
+    mlp("mlp_prefill", 1024, 8192, 4096, has_norm=True),
+    mlp("mlp_prefill", 4096, 4096, 1792),
+    mlp("mlp_decode", 1, 8192, 4096),
+    mlp("mlp_decode", 8, 8192, 4096, has_norm=True),
+    mlp("mlp_decode", 64, 4096, 1792, has_norm=True),
+    norm("rmsnorm", 2048),
+    norm("rmsnorm_quant", 2048),
+    rope(2048),
+    *(qkv(rows, is_fused) for rows in (1, 1024) for is_fused in (False, True)),
+    *map(router, (1, 64, 2048)),
+    moe(1, 8, 128, 2048, 768),
+    moe(4, 8, 128, 2048, 192),
+    moe(1, 4, 32, 2880, 720),
+    moe(1, 2, 8, 4096, 1792),
+    sampling(1, 128256, 1),
+    sampling(8, 128256, 1),
+    sampling(1, 128256, 64),
+    sampling(128, 32064, 1),
 ]
 
 

@@ -44,3 +44,39 @@ class Int8Call:
     """A product of 8-bit activations with 8-bit weights over so many columns."""
 
     num_columns: int
+
+
+@dataclass(frozen=True)
+class NormCall:
+    """RMSNorm of so many rows of so many elements."""
+
+    num_rows: int
+    hidden_size: int
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class ArgmaxCall:
+    """The most likely token of each row of logits [B, V]."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class RouteCall:
+    """The choice of experts for tokens. `peculiarity`: what only the model's own router computes.
+
+    Other names are those of `MoESpec`.
+    """
+
+    num_tokens: int
+    hidden_size: int
+    num_experts: int
+    top_k: int
+    dtype: torch.dtype
+    weight_dtype: torch.dtype
+    act: str
+    act_over_top_k: bool
+    normalize: bool
+    peculiarity: str | None

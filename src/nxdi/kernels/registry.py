@@ -24,6 +24,8 @@ class Kernel:
     """One implementation of an operation. `declines(call)` returns why it cannot serve, or None.
 
     is_reference: it is the definition in plain operators, and no kernel.
+    is_plain: it is operators that every backend computes well, worth a note only where a kernel
+    declined.
     options: those that ask for it (True) or forbid it (False), in calls that it is `meant_for`.
     """
 
@@ -31,6 +33,7 @@ class Kernel:
     run: Callable[..., Any]
     declines: Callable[[Any], str | None]
     is_reference: bool = False
+    is_plain: bool = False
     options: tuple[str, ...] = ()
     meant_for: Callable[[Any], bool] = lambda call: True
 
@@ -38,6 +41,11 @@ class Kernel:
     def reference(cls, name: str, run: Callable[..., Any]) -> Kernel:
         """The definition, which serves every call."""
         return cls(name, run, lambda call: None, is_reference=True)
+
+    @classmethod
+    def plain(cls, run: Callable[..., Any]) -> Kernel:
+        """Operators that serve every call, and need no kernel."""
+        return cls("operators", run, lambda call: None, is_plain=True)
 
 
 @dataclass(frozen=True, order=True)
@@ -99,7 +107,7 @@ def choose(op: str, call: Any) -> Kernel:
         reason = _refusal(op, kernel, call)
         if reason is None:
             record = _RECORD.get()
-            if record is not None:
+            if record is not None and (refused or not kernel.is_plain):
                 made = Choice(op, kernel.name, tuple(refused), kernel.is_reference, _LAYER.get())
                 record.add(made)
             return kernel

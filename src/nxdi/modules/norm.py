@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nxdi.kernels.ops import NormCall
+from nxdi.kernels.reference.norm import RMS_NORM
+from nxdi.kernels.registry import choose
 from nxdi.parallel_layers.mappings import reduce_from_tensor_model_parallel_region
 from nxdi.parallel_layers.parallel_state import get_tensor_model_parallel_group
 from nxdi.parallel_layers.sharding import HeadShard, set_shard
@@ -25,9 +28,11 @@ class RMSNorm(nn.Module):
         self.variance_epsilon = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-        return (self.gain() * (wide * scale)).to(x.dtype)
+        hidden_size = x.shape[-1]
+        call = NormCall(x.numel() // hidden_size, hidden_size, x.dtype)
+        kernel = choose(RMS_NORM, call)
+        y: Tensor = kernel.run(x, self.gain(), self.variance_epsilon, call)
+        return y
 
     def gain(self) -> Tensor:
         """What the normalised values are multiplied by, float32 [hidden_size]."""

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 from nxdi.config import OnDeviceSamplingConfig
+from nxdi.kernels.ops import ArgmaxCall
+from nxdi.kernels.reference.argmax import ARGMAX
+from nxdi.kernels.registry import choose
 
 _RADIX_BITS = 4
 _KEY_BITS = 32
@@ -24,7 +27,7 @@ class GreedySampler:
     def __call__(
         self, logits: Tensor, sampling_params: Tensor | None, uniform: Tensor | None
     ) -> Tensor:
-        return torch.argmax(logits, dim=-1).to(torch.int32)
+        return most_likely(logits)
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,14 @@ class DynamicSampler:
         centred = logits - logits.amax(dim=-1, keepdim=True)
         scaled = centred / torch.where(temperature == 0, 1.0, temperature).unsqueeze(-1)
         drawn = draw_token(_nucleus(_top_k_probabilities(scaled, top_k), top_p), uniform)
-        return torch.where(is_greedy, torch.argmax(logits, dim=-1).to(torch.int32), drawn)
+        return torch.where(is_greedy, most_likely(logits), drawn)
+
+
+def most_likely(logits: Tensor) -> Tensor:
+    """The token with the largest logit, the first on a tie. [B, V] -> int32 [B]."""
+    call = ArgmaxCall(tuple(logits.shape), logits.dtype)
+    tokens: Tensor = choose(ARGMAX, call).run(logits, call)
+    return tokens
 
 
 def make_sampler(config: OnDeviceSamplingConfig) -> GreedySampler | DynamicSampler:

@@ -35,8 +35,8 @@ def nki_kernel(
     name: str,
     run: Callable[..., Any],
     declines: Callable[[Any], str | None],
-    options: tuple[str, ...],
-    meant_for: Callable[[Any], bool],
+    options: tuple[str, ...] = (),
+    meant_for: Callable[[Any], bool] = lambda call: True,
 ) -> Kernel:
     """The kernel `name` as a candidate, where the Neuron SDK is installed.
 

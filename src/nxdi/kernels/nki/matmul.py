@@ -15,8 +15,8 @@ import nki.language as nl
 import torch
 from torch import Tensor
 
-TILE = 128  # partitions, and columns of a stationary tile
-BANK = 512  # float32 elements of a PSUM bank
+from nxdi.kernels.nki.tiles import BANK, TILE, load_turned
+
 GROUP_ROWS = 256  # rows of x that share a pass over the weights
 WIDTH = 1024  # columns of a weight tile: 2 KiB of 16-bit elements, two banks
 
@@ -61,22 +61,6 @@ def matmul(x: Any, w: Any) -> Any:
             sums = multiply(turned, w, left, width)
             store_sums(out, sums, first, left, width)
     return out
-
-
-def load_turned(x: Any, first: int, group: int) -> Any:
-    """Rows of x with their columns on the partitions: [128, H / 128, rows]."""
-    hidden = x.shape[1]
-    turned = nl.ndarray((TILE, hidden // TILE, group), dtype=x.dtype, buffer=nl.sbuf)
-    for start in range(0, group, TILE):
-        rows = min(TILE, group - start)
-        tile = nl.ndarray((rows, hidden), dtype=x.dtype, buffer=nl.sbuf)
-        nisa.dma_copy(dst=tile, src=x[nl.ds(first + start, rows), :])
-        for k in range(hidden // TILE):
-            block = nl.ndarray((TILE, rows), dtype=x.dtype, buffer=nl.psum)
-            source = tile[:, nl.ds(k * TILE, TILE)]
-            nisa.nc_transpose(dst=block, data=source, engine=nisa.engine.tensor)
-            nisa.tensor_copy(dst=turned[:, k, nl.ds(start, rows)], src=block)
-    return turned
 
 
 def multiply(turned: Any, w: Any, left: int, width: int) -> Any:

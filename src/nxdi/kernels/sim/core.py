@@ -43,6 +43,7 @@ class Core:
     cores: Any = None
     busy_ns: dict[engine, float] = field(default_factory=dict)
     accumulators: dict[engine, Any] = field(default_factory=dict)
+    random_states: dict[engine, Any] = field(default_factory=dict)
     addresses: Addresses = field(default_factory=Addresses)
     accumulating: weakref.WeakSet[Storage] = field(default_factory=weakref.WeakSet)
     num_shared: int = 0

@@ -101,6 +101,7 @@ _ARITHMETIC: dict[str, tuple[int, Callable[..., Any]]] = {
     "abs_max": (2, lambda x, y: np.maximum(np.abs(x), np.abs(y))),
     "abs_min": (2, lambda x, y: np.minimum(np.abs(x), np.abs(y))),
     "power": (2, np.power),
+    "bypass": (2, lambda x, y: x),
     "fmod": (2, np.fmod),
     "mod": (2, np.mod),
     "equal": (2, _compare(np.equal)),
@@ -121,7 +122,7 @@ _BITWISE: dict[str, tuple[int, Callable[..., Any]]] = {
     "right_shift": (2, np.right_shift),
     "invert": (1, np.invert),
 }
-_ACTIVATIONS: dict[str, Callable[[Array], Any]] = {
+_ACTIVATIONS: dict[str, Callable[..., Any]] = {
     "copy": lambda x: x,
     "square": np.square,
     "abs": np.abs,
@@ -135,6 +136,7 @@ _ACTIVATIONS: dict[str, Callable[[Array], Any]] = {
     "tanh": np.tanh,
     "sigmoid": _sigmoid,
     "relu": lambda x: np.maximum(x, 0),
+    "prelu": lambda x, slope=0.0: np.where(x > 0, x, slope * x),
     "gelu": _gelu,
     "gelu_dx": _gelu_slope,
     "gelu_apprx_tanh": _gelu_tanh,

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nxdi.kernels.ops import RouteCall
+from nxdi.kernels.registry import Kernel, choose, register
 from nxdi.modules.moe.spec import MoESpec
 
 _NO_WEIGHT = 1e-20  # keeps a token whose scores are all zero from dividing by it
@@ -67,13 +69,31 @@ class Router(nn.Module):
         self.weigh: _Activation = act if spec.act_over_top_k else _as_they_are
 
     def forward(self, x: Tensor) -> Routing:
+        spec = self.spec
+        call = RouteCall(
+            num_tokens=x.shape[0],
+            hidden_size=spec.hidden_size,
+            num_experts=spec.num_experts,
+            top_k=spec.top_k,
+            dtype=x.dtype,
+            weight_dtype=self.weight.dtype,
+            act=spec.router_act,
+            act_over_top_k=spec.act_over_top_k,
+            normalize=spec.normalize,
+            peculiarity=_peculiarity(spec),
+        )
+        weights, experts = choose(ROUTE, call).run(self, x, call)
+        return Routing(weights * spec.scaling, experts)
+
+    def choose_experts(self, x: Tensor, call: RouteCall) -> tuple[Tensor, Tensor]:
+        """Weights and experts of `Routing`, before scaling."""
         bias = None if self.bias is None else self.bias.float()
         scores = self.score(F.linear(x.float(), self.weight.float(), bias))
         experts = torch.topk(self._ranking(scores), self.spec.top_k, dim=-1).indices.int()
         weights = self.weigh(torch.gather(scores, 1, experts.long()))
         if self.spec.normalize:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + _NO_WEIGHT)
-        return Routing(weights * self.spec.scaling, experts)
+        return weights, experts
 
     def _ranking(self, scores: Tensor) -> Tensor:
         """What experts are chosen by [T, E]."""
@@ -90,3 +110,17 @@ class Router(nn.Module):
         is_best = (best.unsqueeze(-1) == numbers).any(dim=1)
         outside = scores.new_full((), float("-inf"))
         return torch.where(is_best.unsqueeze(-1), grouped, outside).flatten(1)
+
+
+def _peculiarity(spec: MoESpec) -> str | None:
+    """What a router has that others lack."""
+    names = {
+        "a bias": spec.router_bias,
+        "a bias for the selection": spec.selection_bias,
+        "groups of experts": spec.num_groups > 1,
+    }
+    return " and ".join(name for name, is_there in names.items() if is_there) or None
+
+
+ROUTE = "route"
+register(ROUTE, "generic", Kernel.plain(Router.choose_experts))

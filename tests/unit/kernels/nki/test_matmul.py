@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nxdi.kernels import lint, simulate
+from nki_calls import check_portable
+from nxdi.kernels import simulate
 from nxdi.kernels.nki import load_kernels
 from tolerances import LINEAR_FP32
 
@@ -55,5 +56,5 @@ def test_prefill_is_bound_by_products_and_decode_by_memory() -> None:
 
 
 def test_it_is_portable() -> None:
-    names = ("matmul", "load_turned", "multiply", "store_sums")
-    assert [finding for name in names for finding in lint(getattr(kernels, name))] == []
+    check_portable(kernels)
+    check_portable(load_kernels("tiles"))

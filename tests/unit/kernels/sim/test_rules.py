@@ -592,6 +592,53 @@ def exponential_generation(bad: bool) -> None:
     nisa.exponential(tile, tile) if bad else nisa.activation(tile, nl.exp, tile)  # <-
 
 
+@breaks("topk-size")
+def topk_size(bad: bool) -> None:
+    tile = filled(16, 2, dtype=nl.bfloat16)
+    values = nl.ndarray((16, 20), nl.bfloat16)
+    nisa.topk(values, nl.ndarray((16, 20), nl.uint32), tile, 19 if bad else 20)  # <-
+
+
+@breaks("gather-index")
+def topk_dtype(bad: bool) -> None:
+    tile, values = filled(16, 2, dtype=nl.bfloat16), nl.ndarray((16, 8), nl.bfloat16)
+    nisa.topk(values, nl.ndarray((16, 8), nl.int32 if bad else nl.uint32), tile, 32)  # <-
+
+
+@breaks("activation-operators", on="gen4")
+def activation_operators(bad: bool) -> None:
+    tile = filled(128, 8)
+    nisa.activate2(tile, nl.exp, tile, 1.0, 1.0, nl.add, nl.multiply if bad else nl.bypass)  # <-
+
+
+@breaks("generation", on="gen3")
+def activate2_generation(bad: bool) -> None:
+    tile = filled(128, 8)
+    if bad:
+        nisa.activate2(tile, nl.exp, tile, 1.0, 1.0, nl.multiply, nl.add)  # <-
+
+
+@breaks("generation", on="gen3")
+def rand2_generation(bad: bool) -> None:
+    tile = filled(128, 8)
+    nisa.rand2(tile, 0.0, 1.0) if bad else nisa.dropout(tile, tile, 0.5)  # <-
+
+
+@breaks("random-dtype")
+def random_dtype(bad: bool) -> None:
+    nisa.rng(nl.ndarray((128, 8), nl.float32 if bad else nl.uint32))  # <-
+
+
+@breaks("random-state")
+def random_state(bad: bool) -> None:
+    nisa.rand_set_state(filled(128, 5 if bad else 6, dtype=nl.uint32))  # <-
+
+
+@breaks("random-state")
+def random_seed(bad: bool) -> None:
+    nisa.set_rng_seed(filled(1, 2 if bad else 1, dtype=nl.int32))  # <-
+
+
 # Two cores
 
 

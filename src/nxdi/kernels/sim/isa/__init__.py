@@ -13,7 +13,7 @@ from nxdi.kernels.sim.enums import (
     oob_mode,
     reduce_cmd,
 )
-from nxdi.kernels.sim.isa.activations import activation, activation_reduce
+from nxdi.kernels.sim.isa.activations import activate2, activation, activation_reduce
 from nxdi.kernels.sim.isa.copies import (
     memset,
     nc_stream_shuffle,
@@ -30,9 +30,18 @@ from nxdi.kernels.sim.isa.gpsimd import (
     nonzero_with_count,
     sequence_bounds,
     tensor_partition_reduce,
+    topk,
 )
 from nxdi.kernels.sim.isa.matmul import nc_matmul, nc_transpose
 from nxdi.kernels.sim.isa.mx import nc_matmul_mx, quantize_mx
+from nxdi.kernels.sim.isa.random import (
+    dropout,
+    rand2,
+    rand_get_state,
+    rand_set_state,
+    rng,
+    set_rng_seed,
+)
 from nxdi.kernels.sim.isa.registers import (
     register_alloc,
     register_load,
@@ -70,6 +79,7 @@ def get_nc_version() -> nc_version:
 __all__ = [
     "NkiValidationError",
     "VirtualRegister",
+    "activate2",
     "activation",
     "activation_reduce",
     "affine_select",
@@ -81,6 +91,7 @@ __all__ = [
     "dma_copy",
     "dma_engine",
     "dma_transpose",
+    "dropout",
     "engine",
     "exponential",
     "get_nc_version",
@@ -101,6 +112,9 @@ __all__ = [
     "nonzero_with_count",
     "oob_mode",
     "quantize_mx",
+    "rand2",
+    "rand_get_state",
+    "rand_set_state",
     "range_select",
     "reciprocal",
     "reduce_cmd",
@@ -108,11 +122,13 @@ __all__ = [
     "register_load",
     "register_move",
     "register_store",
+    "rng",
     "scalar_engine",
     "scalar_tensor_tensor",
     "select_reduce",
     "sendrecv",
     "sequence_bounds",
+    "set_rng_seed",
     "tensor_copy",
     "tensor_copy_predicated",
     "tensor_engine",
@@ -123,6 +139,7 @@ __all__ = [
     "tensor_scalar_reduce",
     "tensor_tensor",
     "tensor_tensor_scan",
+    "topk",
     "unknown_engine",
     "vector_engine",
 ]

@@ -10,7 +10,7 @@ from nxdi.kernels.sim.dtypes import Array
 from nxdi.kernels.sim.enums import engine as Engine
 from nxdi.kernels.sim.enums import reduce_cmd as Reduce
 from nxdi.kernels.sim.isa import accumulators
-from nxdi.kernels.sim.isa.common import same_shape, vector
+from nxdi.kernels.sim.isa.common import same_shape, since, vector
 from nxdi.kernels.sim.ops import OPS, Op, as_op
 from nxdi.kernels.sim.rules import require
 from nxdi.kernels.sim.tensor import NkiTensor
@@ -92,3 +92,63 @@ def activation_reduce(
 ) -> None:
     """`activation` with a sum that starts from zero."""
     activation(dst, op, data, bias, scale, reduce_op, reduce_res, Reduce.reset_reduce)
+
+
+# The operators before the activation, which only have these pairs.
+_PAIRS = (
+    ("multiply", "add"),
+    ("multiply", "subtract"),
+    ("multiply", "bypass"),
+    ("add", "bypass"),
+    ("subtract", "bypass"),
+    ("bypass", "bypass"),
+)
+
+
+def activate2(  # noqa: PLR0913  # the signature of NKI
+    dst: NkiTensor,
+    op: Any,
+    data: NkiTensor,
+    imm0: float | NkiTensor,
+    imm1: float | NkiTensor,
+    op0: Any,
+    op1: Any,
+    relu_param: float | NkiTensor = 0.0,
+    reverse0: bool = False,
+    reverse1: bool = False,
+    reduce_op: Any = None,
+    reduce_res: NkiTensor | None = None,
+    reduce_cmd: Reduce = Reduce.idle,
+    name: str | None = None,
+) -> None:
+    """`dst = op((data op0 imm0) op1 imm1)`, and a reduction of it along each partition.
+
+    `relu_param` is the slope of nl.prelu below zero.
+    """
+    core = current()
+    since(4, "activate2")
+    act, first, second = as_op(op, "activation"), as_op(op0), as_op(op1)
+    same_shape(dst, data)
+    for item in (imm0, imm1, relu_param):
+        vector(item, data)
+    require(
+        (first.name, second.name) in _PAIRS,
+        "activation-operators",
+        f"({first}, {second}) is not one of {_PAIRS}",
+    )
+    total = as_op(reduce_op) if reduce_op is not None else OPS["add"]
+    accumulators.check(Engine.scalar, "activate2", total, reduce_cmd, reduce_res, data)
+    writes = [dst] if reduce_res is None else [dst, reduce_res]
+    work = cost.elementwise(core.machine, Engine.scalar, [dst, data])
+    work = cost.with_result(core.machine, Engine.scalar, work, reduce_res is not None)
+    if core.issue("activate2", Engine.scalar, [data, imm0, imm1, relu_param], writes, work):
+        argument = rows(data)
+        for step, item, is_reversed in ((first, imm0, reverse0), (second, imm1, reverse1)):
+            other = operand(item)
+            pair = (other, argument) if is_reversed and step.name != "bypass" else (argument, other)
+            argument = step.compute(*pair)
+        _check_range(act, argument)
+        slope = (operand(relu_param),) if act.name == "prelu" else ()
+        values = act.compute(argument, *slope)
+        write(dst, values)
+        accumulators.update(Engine.scalar, total, reduce_cmd, values, reduce_res)

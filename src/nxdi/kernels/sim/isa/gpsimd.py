@@ -210,3 +210,54 @@ def sequence_bounds(dst: NkiTensor, segment_ids: NkiTensor, name: str | None = N
         ends = np.append(np.flatnonzero(is_first)[1:], number)[np.cumsum(is_first) - 1]
         bounds = np.stack([np.where(ids == 0, number, starts), np.where(ids == 0, -1, ends)])
         write(dst, bounds.reshape(dst.shape))
+
+
+def topk(
+    val_dst: NkiTensor, idx_dst: NkiTensor, src: NkiTensor, n: int, name: str | None = None
+) -> None:
+    """The largest elements of each 16 partitions, in ascending order, and where they were.
+
+    Element i of n is in partition i % 16, column i // 16, and result j of the columns of `val_dst`
+    likewise, so that only the first columns are written.
+    """
+    core = current()
+    in_sbuf("gpsimd-psum", val_dst, idx_dst, src)
+    number = val_dst.free_size
+    require(
+        (val_dst.dtype.name, idx_dst.dtype.name, src.dtype.name)
+        == ("bfloat16", "uint32", "bfloat16")
+        and val_dst.shape == idx_dst.shape
+        and val_dst.shape[0] == src.shape[0]
+        and src.shape[0] % 16 == 0,
+        "gather-index",
+        f"{val_dst} and {idx_dst} from {src}: bfloat16 and uint32 [P, k] from bfloat16 [P, N], "
+        "where P is a multiple of 16",
+    )
+    require(
+        8 <= n < 65536 and n <= 16 * src.free_size and 1 <= number <= min(n, 32767),
+        "topk-size",
+        f"{number} of n={n} elements in {src}: n is from 8 to 65535 and fits, k is at most n",
+    )
+    work = cost.cycles(core.machine, Engine.gpsimd, 4 * n + number)
+    read = src.reshape((src.shape[0], src.free_size))[:, 0 : -(-n // 16)]
+    if not core.issue("topk", Engine.gpsimd, [read], [val_dst, idx_dst], work, marks=False):
+        mark_written(val_dst)
+        mark_written(idx_dst)
+        return
+    for first in range(0, src.shape[0], 16):
+        snake = rows(read)[first : first + 16].T.reshape(-1)[:n]
+        # Of equal elements the first is taken.
+        best = np.argsort(-snake, kind="stable")[:number][::-1]
+        _write_snake(val_dst, first, snake[best])
+        _write_snake(idx_dst, first, best)
+
+
+def _write_snake(dst: NkiTensor, first: int, values: Array) -> None:
+    """Write `values` down 16 partitions, column by column, and mark them as written."""
+    core, width = current(), -(-values.size // 16)
+    part = dst.reshape((dst.shape[0], dst.free_size))[first : first + 16, 0:width]
+    at = np.arange(16 * width).reshape(width, 16).T
+    is_result = at < values.size
+    new = core.numerics.encode(dst.dtype, values[np.minimum(at, values.size - 1)])
+    write_raw(part, np.where(is_result, new, raw_rows(part)))
+    mark_written(part, is_result)

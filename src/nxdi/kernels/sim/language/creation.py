@@ -11,7 +11,7 @@ import numpy as np
 from nxdi.kernels.sim.core import Core, current
 from nxdi.kernels.sim.dtypes import DType, as_dtype, uint8
 from nxdi.kernels.sim.enums import engine
-from nxdi.kernels.sim.isa import copies, dma
+from nxdi.kernels.sim.isa import copies, dma, random
 from nxdi.kernels.sim.memory import MemoryRegion
 from nxdi.kernels.sim.rules import require
 from nxdi.kernels.sim.tensor import DynamicSlice, NkiTensor
@@ -200,10 +200,7 @@ def expand_dims(x: NkiTensor, axis: int) -> NkiTensor:
 def rand(shape: Any, dtype: Any, buffer: MemoryRegion = sbuf, name: str = "") -> NkiTensor:
     """Uniform numbers in [0, 1); not those of the device."""
     tensor = ndarray(shape, dtype, buffer, name)
-    core = current()
-    if core.issue("rand", engine.vector, [], [tensor], Work(float(tensor.free_size))):
-        generator = np.random.default_rng(len(core.trace.instructions))
-        write(tensor, generator.random(tensor.shape, dtype=np.float32))
+    random.fill_uniform(tensor)
     return tensor
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nxdi.kernels.sim.core import current
 from nxdi.kernels.sim.dtypes import as_dtype
 from nxdi.kernels.sim.enums import engine
-from nxdi.kernels.sim.isa import activations, copies, vector
+from nxdi.kernels.sim.isa import activations, copies, random, vector
 from nxdi.kernels.sim.isa.dma import dma_copy
 from nxdi.kernels.sim.isa.gpsimd import nc_n_gather
 from nxdi.kernels.sim.isa.matmul import nc_matmul, nc_transpose
@@ -167,6 +166,13 @@ def matmul(x: NkiTensor, y: NkiTensor, transpose_x: bool = False) -> NkiTensor:
     return result
 
 
-def random_seed(seed: Any) -> None:
-    """Random numbers here depend on their place in the program only."""
-    current()
+def random_seed(seed: NkiTensor) -> None:
+    """Seed what `rand` draws from, with a tile [1, 1]."""
+    random.set_rng_seed(seed)
+
+
+def dropout(x: NkiTensor, rate: float | NkiTensor, dtype: Any = None) -> NkiTensor:
+    """`x`, but 0 with probability `rate`."""
+    result = ndarray(x.shape, dtype or x.dtype)
+    random.dropout(result, x, rate)
+    return result

@@ -98,3 +98,35 @@ def test_reduce_res_may_be_a_part_of_dst() -> None:
 
     x = np.ones((4, 8), np.float32)
     assert simulate(kernel)(x)[0].tolist() == [8] + [1] * 7
+
+
+@pytest.mark.parametrize(
+    ("op0", "op1", "reverse0", "expected"),
+    [
+        ("multiply", "add", False, lambda x: 2 * x + 3),
+        ("multiply", "subtract", False, lambda x: 2 * x - 3),
+        ("subtract", "bypass", True, lambda x: 2 - x),
+        ("add", "bypass", False, lambda x: x + 2),
+        ("bypass", "bypass", True, lambda x: x),
+    ],
+)
+def test_activate2_computes_before_the_activation(
+    op0: str, op1: str, reverse0: bool, expected: Any
+) -> None:
+    def kernel(x: Any) -> Any:
+        tile, most = nl.load(x), nl.ndarray((8, 1), nl.float32)
+        nisa.activate2(
+            *(tile, nl.prelu, tile, 2.0, 3.0, getattr(nl, op0), getattr(nl, op1), 0.5),
+            reverse0=reverse0,
+            reduce_op=nl.maximum,
+            reduce_res=most,
+            reduce_cmd=nisa.reduce_cmd.reset_reduce,
+        )
+        return stored(tile), stored(most)
+
+    x = random_array(8, 64)
+    argument = expected(x)
+    result, most = simulate(kernel, target="gen4")(x)
+    exact = np.where(argument > 0, argument, argument / 2)
+    assert np.abs(result - exact).max() < SUM_ORDER_FP32
+    assert np.array_equal(most[:, 0], result.max(axis=1))

@@ -104,3 +104,36 @@ def test_a_dynamic_offset_on_chip_stays_within_the_tensor() -> None:
     assert np.array_equal(simulate(kernel)(x, np.array([[5]], np.int32)), x[:, 5:9])
     with pytest.raises(KernelError, match="indirect-range"):
         simulate(kernel)(x, np.array([[16]], np.int32))
+
+
+@pytest.mark.parametrize(("n", "k"), [(42, 8), (160, 20), (8, 8)])
+def test_the_largest_of_16_partitions(n: int, k: int) -> None:
+    columns = -(-n // 16)
+
+    def kernel(x: Any) -> Any:
+        values, places = nl.ndarray((32, k), nl.bfloat16), nl.ndarray((32, k), nl.uint32)
+        nisa.memset(values, 0.0)
+        nisa.memset(places, 0)
+        nisa.topk(values, places, nl.load(x, nl.bfloat16), n)
+        return stored(values), stored(places)
+
+    x = np.random.default_rng(0).permutation(256)[: 32 * columns] if n < 160 else None
+    x = np.resize(np.arange(256.0), (32, columns)) if x is None else x.reshape(32, columns)
+    values, places = simulate(kernel)(x.astype(np.float32))
+    for first in (0, 16):
+        snake = x[first : first + 16].T.reshape(-1)[:n]
+        found = values[first : first + 16].T.reshape(-1)[:k]
+        where = places[first : first + 16].T.reshape(-1)[:k]
+        assert np.array_equal(found, np.sort(snake)[-k:])
+        assert np.array_equal(snake[where], found)
+
+
+def test_what_topk_does_not_write_cannot_be_read() -> None:
+    def kernel(x: Any) -> Any:
+        values, places = nl.ndarray((16, 20), nl.bfloat16), nl.ndarray((16, 20), nl.uint32)
+        nisa.topk(values, places, nl.load(x, nl.bfloat16), 32)
+        stored(values[:, 0:1])
+        return stored(values[:, 0:2])
+
+    with pytest.raises(KernelError, match="12 of 32 elements"):
+        simulate(kernel)(random_array(16, 2))

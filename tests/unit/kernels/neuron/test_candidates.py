@@ -1,0 +1,112 @@
+"""Norms, routers and greedy tokens on a Neuron device: which kernel, and the model's results."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+
+from nki_calls import normal
+from nxdi.kernels.neuron import argmax, norm, op, route  # noqa: F401  register their kernels
+from nxdi.kernels.registry import Choice, platform
+from nxdi.modules.moe.router import Router
+from nxdi.modules.moe.spec import MoESpec
+from nxdi.modules.norm import RMSNorm, UnitOffsetRMSNorm
+from nxdi.modules.sampling import GreedySampler
+from tolerances import NKI
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the SDK were there; the operators compute what their references do."""
+    monkeypatch.setattr(op, "missing_compiler", lambda: None)
+
+
+def make_router(**options: Any) -> Router:
+    router = Router(MoESpec(128, 64, 8, 2, **options), torch.float32)
+    for at, parameter in enumerate(router.parameters()):
+        parameter.data.copy_(normal(Random(at), *parameter.shape))
+    return router
+
+
+def run_on_neuron(call: Any) -> tuple[Any, list[Choice]]:
+    with platform("neuron") as choices:
+        result = call()
+    return result, sorted(choices)
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("kind", [RMSNorm, UnitOffsetRMSNorm])
+def test_a_norm(kind: type[RMSNorm]) -> None:
+    module, x = kind(128), normal(Random(0), 2, 3, 128)
+    module.weight.data.copy_(normal(Random(1), 128))
+    result, choices = run_on_neuron(lambda: module(x))
+    assert choices == [Choice("rmsnorm", "nxdi_nki::rmsnorm")]
+    torch.testing.assert_close(result, module(x), rtol=NKI[torch.float32], atol=1e-6)
+
+
+@pytest.mark.usefixtures("compiler")
+def test_greedy_tokens() -> None:
+    logits = normal(Random(0), 5, 333)
+    logits[1, [7, 9]] = 100
+    tokens, choices = run_on_neuron(lambda: GreedySampler()(logits, None, None))
+    assert choices == [Choice("argmax", "nxdi_nki::sampling")]
+    assert torch.equal(tokens, GreedySampler()(logits, None, None))
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"normalize": False},
+        {"act_over_top_k": True, "normalize": False},
+        {"router_act": "sigmoid", "scaling": 2.5},
+        {"router_act": "sigmoid", "act_over_top_k": True, "normalize": False},
+    ],
+)
+def test_a_router(options: dict[str, Any]) -> None:
+    router, x = make_router(**options), normal(Random(5), 6, 128, scale=0.1)
+    routing, choices = run_on_neuron(lambda: router(x))
+    assert choices == [Choice("route", "nxdi_nki::router_topk")]
+    expected = router(x)
+    assert torch.equal(routing.experts, expected.experts)
+    torch.testing.assert_close(routing.weights, expected.weights, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"router_bias": True}, "the router has a bias"),
+        ({"selection_bias": True}, "a bias for the selection"),
+        ({"num_groups": 2, "top_groups": 1}, "groups of experts"),
+    ],
+)
+def test_a_router_of_another_kind_stays_the_model_s(options: Any, reason: str) -> None:
+    router, x = make_router(**options), normal(Random(5), 6, 128)
+    routing, (choice,) = run_on_neuron(lambda: router(x))
+    assert choice.chosen == "operators"
+    assert reason in choice.reason
+    assert torch.equal(routing.weights, router(x).weights)
+
+
+@pytest.mark.usefixtures("compiler")
+def test_weights_of_another_dtype_stay_the_model_s() -> None:
+    router = make_router()
+    _, (choice,) = run_on_neuron(lambda: router(normal(Random(5), 6, 128, dtype=torch.bfloat16)))
+    assert "weights torch.float32" in choice.reason
+
+
+def test_without_the_sdk_it_is_said_so() -> None:
+    _, (choice,) = run_on_neuron(lambda: GreedySampler()(torch.zeros(1, 9), None, None))
+    assert (choice.chosen, choice.is_reference) == ("operators", False)
+    assert "not installed" in choice.reason
+
+
+def test_elsewhere_nothing_is_noted() -> None:
+    with platform("cpu") as choices:
+        GreedySampler()(torch.zeros(1, 9), None, None)
+    assert choices == set()
