@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 # Logits of tiny models in float32: both sides round differently (order of sums, fused attention),
 # by some 1e-5 for logits of about 7. A wrong position, mask or weight changes them by more than
 # 0.01.
@@ -30,3 +32,16 @@ CACHE_FP32 = 1e-4
 # Logits and caches of a tiny model, lowered to HLO and run by XLA against eager, per largest value:
 # sums in another order, over nine steps.
 XLA_FP32 = 1e-5
+
+# A kernel's result against its reference, as the largest difference over the largest value; by the
+# dtype that it computes in. In 16 bits both round what lies between the steps (2**-9 each), at
+# different places. In float32 the order of sums moves some tens of last bits. float8 keeps three
+# bits and int8 is in steps of 1/127; a value next to a boundary falls to either side (2**-5 at most
+# of the largest is 1/32).
+NKI = {
+    torch.bfloat16: 2e-2,
+    torch.float16: 2e-2,
+    torch.float32: 1e-5,
+    torch.float8_e4m3fn: 3e-2,
+    torch.int8: 2e-2,
+}

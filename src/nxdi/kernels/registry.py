@@ -1,15 +1,17 @@
 """Choice of a kernel: ordered candidates per operation and platform; each may decline.
 
 The choice is made while a graph is traced (or, in eager mode, while it runs) and can be recorded
-for the manifest, with the name of the layer that it is for.
+for the manifest, with the name of the layer that it is for. Options may ask for a kernel, or forbid
+it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -22,12 +24,15 @@ class Kernel:
     """One implementation of an operation. `declines(call)` returns why it cannot serve, or None.
 
     is_reference: it is the definition in plain operators, and no kernel.
+    options: those that ask for it (True) or forbid it (False), in calls that it is `meant_for`.
     """
 
     name: str
     run: Callable[..., Any]
     declines: Callable[[Any], str | None]
     is_reference: bool = False
+    options: tuple[str, ...] = ()
+    meant_for: Callable[[Any], bool] = lambda call: True
 
     @classmethod
     def reference(cls, name: str, run: Callable[..., Any]) -> Kernel:
@@ -54,6 +59,9 @@ class Choice:
 
 _KERNELS: dict[tuple[str, str], list[Kernel]] = {}
 _PLATFORM: ContextVar[str] = ContextVar("nxdi_kernel_platform", default="generic")
+_OPTIONS: ContextVar[Mapping[str, bool]] = ContextVar(
+    "nxdi_kernel_options", default=MappingProxyType({})
+)
 _RECORD: ContextVar[set[Choice] | None] = ContextVar("nxdi_kernel_record", default=None)
 _LAYER: ContextVar[str] = ContextVar("nxdi_kernel_layer", default="")
 
@@ -64,27 +72,31 @@ def register(op: str, platform: str, kernel: Kernel) -> None:
 
 
 @contextmanager
-def platform(name: str) -> Iterator[set[Choice]]:
-    """Prefer kernels of platform `name` within the block; yields the set of choices made."""
+def platform(name: str, options: Mapping[str, bool] | None = None) -> Iterator[set[Choice]]:
+    """Prefer kernels of platform `name` within the block; yields the set of choices made.
+
+    options: the values of those options about kernels that were given.
+    """
     record: set[Choice] = set()
-    tokens = _PLATFORM.set(name), _RECORD.set(record)
+    tokens = _PLATFORM.set(name), _OPTIONS.set(options or {}), _RECORD.set(record)
     try:
         yield record
     finally:
         _PLATFORM.reset(tokens[0])
-        _RECORD.reset(tokens[1])
+        _OPTIONS.reset(tokens[1])
+        _RECORD.reset(tokens[2])
 
 
 def choose(op: str, call: Any) -> Kernel:
-    """The first candidate that does not decline `call`.
+    """The first candidate that does not decline `call`, before others the one an option asks for.
 
-    Raises: UnsupportedError listing every reason.
+    Raises: UnsupportedError listing every reason, or why the one that is asked for cannot serve.
     """
     name = _PLATFORM.get()
     candidates = _KERNELS.get((op, name), []) if name != "generic" else []
     refused: list[tuple[str, str]] = []
-    for kernel in [*candidates, *_KERNELS.get((op, "generic"), [])]:
-        reason = kernel.declines(call)
+    for kernel in [*sorted(candidates, key=_is_not_asked), *_KERNELS.get((op, "generic"), [])]:
+        reason = _refusal(op, kernel, call)
         if reason is None:
             record = _RECORD.get()
             if record is not None:
@@ -93,6 +105,34 @@ def choose(op: str, call: Any) -> Kernel:
             return kernel
         refused.append((kernel.name, reason))
     raise UnsupportedError(f"no kernel for {op} {call}: {refused}")
+
+
+def _values(kernel: Kernel) -> dict[str, bool]:
+    """The options about a kernel that were given."""
+    given = _OPTIONS.get()
+    return {name: given[name] for name in kernel.options if name in given}
+
+
+def _is_not_asked(kernel: Kernel) -> bool:
+    return not any(_values(kernel).values())
+
+
+def _refusal(op: str, kernel: Kernel, call: Any) -> str | None:
+    """Why a kernel cannot serve a call, or None.
+
+    Raises: UnsupportedError if an option asks for it.
+    """
+    values = _values(kernel)
+    asking = [name for name, value in values.items() if value]
+    if values and not asking:
+        return ", ".join(f"{name}=False" for name in values)
+    reason = kernel.declines(call)
+    if reason is not None and asking and kernel.meant_for(call):
+        raise UnsupportedError(
+            f"{' and '.join(asking)}=True, but {op} of {_LAYER.get() or 'the model'} cannot run "
+            f"{kernel.name}: {reason}; change what the reason names, or leave the option out"
+        )
+    return reason
 
 
 @contextmanager
