@@ -10,6 +10,7 @@ from nxdi.errors import UnsupportedError
 GUIDE = "architecture guide of the generation (NKI documentation)"
 DMA_GUIDE = "NKI DMA bandwidth guide"
 ISA = "nki.isa reference"
+FITTED = "fitted on nki-library's latency targets of MLP kernels (benchmarks/nki_calibration.py)"
 
 
 def number(source: str) -> Any:
@@ -59,9 +60,10 @@ class Machine:
     dma_half_rate_bytes: int = field(
         default=512, metadata={"source": "fitted to the bands of the DMA guide (256 B, 2 KiB)"}
     )
-    launch_ns: float = field(
-        default=17000.0, metadata={"source": "least squares over nki-library's decode MLP targets"}
+    tensor_efficiency: float = field(
+        default=0.75, metadata={"source": f"{FITTED}: sustained rate of matmuls over the peak"}
     )
+    launch_ns: float = field(default=37000.0, metadata={"source": f"{FITTED}: what every run adds"})
 
     @property
     def name(self) -> str:

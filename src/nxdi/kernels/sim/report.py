@@ -141,11 +141,11 @@ def _busy(slots: Sequence[Slot], machine: Machine, time: float, num_cores: int) 
     """Share of the time that each engine works, the mean over the cores and DMA engines."""
     totals: dict[str, float] = defaultdict(float)
     for slot in slots:
-        work = slot.instruction.work
+        taken = slot.ended - slot.start
         if slot.instruction.engine is engine.dma:
-            totals["dma"] += work.ns * work.queues / machine.dma_engines
+            totals["dma"] += taken * slot.instruction.work.queues / machine.dma_engines
         else:
-            totals[slot.instruction.engine.name] += work.ns
+            totals[slot.instruction.engine.name] += taken
     shares = {name: total / (time * num_cores) for name, total in totals.items() if time}
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
 

@@ -43,12 +43,19 @@ class _Memory:
         self.limit, self.used = limit, 0
         self.waiting: deque[tuple[Allocation, int]] = deque()
         self.admitted: set[int] = set()
+        # Transfers that would start but for a tensor, by its number.
+        self.parked: dict[int, Slot] = {}
 
-    def admit(self) -> None:
+    def admit(self) -> list[Slot]:
+        """Give memory to those that wait. Returns: the transfers that waited for that."""
+        woken = []
         while self.waiting and self.used + self.waiting[0][1] <= self.limit:
             allocation, size = self.waiting.popleft()
             self.admitted.add(allocation.number)
             self.used += size
+            if allocation.number in self.parked:
+                woken.append(self.parked.pop(allocation.number))
+        return woken
 
 
 class _Scheduler:
@@ -125,7 +132,8 @@ class _Scheduler:
                 heapq.heappush(self.ready_dma[user.core], (user.instruction.number, user))
         for memory, size in self.freed.get((slot.core, slot.instruction.number), ()):
             memory.used -= size
-            memory.admit()
+            for parked in memory.admit():
+                heapq.heappush(self.ready_dma[parked.core], (parked.instruction.number, parked))
 
     def _start_all(self, now: float, cause: Slot | None) -> None:
         """Start what can start; again as long as something did, for cores that meet."""
@@ -138,8 +146,10 @@ class _Scheduler:
 
     def _start_engines(self, now: float, cause: Slot | None) -> None:
         for key, queue in self.queues.items():
-            while queue and not self.busy.get(key) and self._can_start(queue[0]):
+            while queue and not self.busy.get(key) and queue[0].waits == 0:
                 slot = queue[0]
+                if self._missing(slot) is not None:
+                    break
                 if slot.instruction.meeting is not None and not self._meets(slot):
                     break
                 queue.popleft()
@@ -154,7 +164,12 @@ class _Scheduler:
             number, slot = heapq.heappop(ready)
             queues = slot.instruction.work.queues
             is_met = slot.instruction.meeting is None or self._meets(slot)
-            if queues > self.free_dma[core] or not self._can_start(slot) or not is_met:
+            missing = self._missing(slot)
+            if missing is not None:
+                memory, allocation = missing
+                memory.parked[allocation] = slot
+                continue
+            if queues > self.free_dma[core] or not is_met:
                 blocked.append((number, slot))
                 if queues > self.free_dma[core]:
                     break
@@ -164,14 +179,13 @@ class _Scheduler:
         for item in blocked:
             heapq.heappush(ready, item)
 
-    def _can_start(self, slot: Slot) -> bool:
-        memories = self.memories[slot.core]
-        return slot.waits == 0 and all(
-            item.buffer not in memories
-            or item.address is not None
-            or item.number in memories[item.buffer].admitted
-            for item in slot.instruction.begins
-        )
+    def _missing(self, slot: Slot) -> tuple[_Memory, int] | None:
+        """A tensor that the instruction begins and that has no memory yet, by its number."""
+        for item in slot.instruction.begins:
+            memory = self.memories[slot.core].get(item.buffer)
+            if memory is not None and item.address is None and item.number not in memory.admitted:
+                return memory, item.number
+        return None
 
     def _meets(self, slot: Slot) -> bool:
         """Whether every core has come to the same meeting; notes that this one has."""
@@ -182,13 +196,17 @@ class _Scheduler:
         slot.ready = max(arrived.values())
         return len(arrived) == len(self.slots)
 
+    def _efficiency(self, slot: Slot) -> float:
+        is_tensor = slot.instruction.engine is engine.tensor
+        return self.machine.tensor_efficiency if is_tensor else 1.0
+
     def _start(self, slot: Slot, now: float, cause: Slot | None) -> None:
         work = slot.instruction.work
         slot.start = max(now, slot.ready)
         if now > slot.ready:
             # Not for want of operands: an engine or memory was freed by what ends now.
             slot.cause = cause
-        slot.ended = slot.start + work.ns
+        slot.ended = slot.start + work.ns / self._efficiency(slot)
         slot.done = slot.ended + work.latency_ns
         self.count += 1
         heapq.heappush(self.events, (slot.ended, 0, self.count, slot))

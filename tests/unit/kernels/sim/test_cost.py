@@ -137,6 +137,21 @@ def test_independent_loads_overlap_and_engines_are_exclusive() -> None:
         assert after.start >= before.ended
 
 
+def test_matmuls_sustain_a_share_of_the_peak() -> None:
+    def kernel() -> None:
+        tiles = [filled(128, n, dtype=nl.bfloat16) for n in (128, 512)]
+        for _ in range(4):
+            nisa.nc_matmul(nl.ndarray((128, 512), nl.float32, buffer=nl.psum), *tiles)
+
+    simulation = simulate(kernel)
+    simulation()
+    (slots,) = schedule(simulation.traces, simulation.machine)
+    starts = [slot.start for slot in slots if slot.instruction.op == "nc_matmul"]
+    cycles = [(b - a) * simulation.machine.tensor_ghz for a, b in pairwise(starts)]
+    assert cycles == pytest.approx([512 / simulation.machine.tensor_efficiency] * 3)
+    assert 0.5 < simulation.machine.tensor_efficiency < 1
+
+
 def test_memory_limits_how_far_loads_run_ahead() -> None:
     def kernel(x: Any, number: int) -> None:
         for _ in range(8):
