@@ -31,6 +31,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-context-length", type=int, metavar="N", help="longest prompt, tokens")
     group.add_argument("--batch-size", type=int, metavar="N", help="rows of a batch (default: 1)")
     group.add_argument("--tp-degree", type=int, metavar="N", help="tensor-parallel ranks")
+    group.add_argument("--backend", metavar="NAME", help="where it runs (default: auto)")
+    add_other_options(group)
+
+
+def add_other_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options that say nothing of lengths, batches, ranks and the backend."""
     group.add_argument("--dtype", dest="torch_dtype", metavar="NAME", help="dtype of the weights")
     group.add_argument(
         "--architecture",
@@ -38,7 +44,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="what serves the model, if not what its config.json names: `generic` for Llama's "
         "layout under an unknown name",
     )
-    group.add_argument("--backend", metavar="NAME", help="where it runs (default: auto)")
     group.add_argument(
         "--option",
         type=_parse_option,
@@ -81,7 +86,7 @@ def config_keywords(args: argparse.Namespace) -> dict[str, Any]:
         if name in keywords:
             raise ConfigError(f"--option {name} is given twice; keep one")
         keywords[name] = value
-    return {"enable_bucketing": True, "seq_len": DEFAULT_SEQ_LEN, **_recipe(args), **keywords}
+    return {"enable_bucketing": True, "seq_len": DEFAULT_SEQ_LEN, **read_recipe(args), **keywords}
 
 
 def plan_model(
@@ -146,7 +151,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         return tokenizer
 
 
-def _recipe(args: argparse.Namespace) -> dict[str, Any]:
+def read_recipe(args: argparse.Namespace) -> dict[str, Any]:
+    """The NeuronConfig keywords of the recipe on a command line, if there is one."""
     if args.recipe is None:
         return {}
 

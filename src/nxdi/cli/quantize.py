@@ -111,18 +111,29 @@ def _tokens(folder: Path, text: Path) -> list[int]:
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     """The keywords of NeuronConfig that a command line asks for."""
-    from nxdi.config.quantization import BLOCKWISE, E8M0_SCALES, MXFP4, PER_CHANNEL
-
-    options: dict[str, Any] = {"quantization_dtype": args.dtype}
-    size = args.block_size or (None if args.type else _BLOCK_SIZES.get(args.dtype))
-    if args.dtype == MXFP4:
-        options["quantization_scale_dtype"] = E8M0_SCALES
-        size = size or _BLOCK_SIZES[MXFP4]
-    options["quantization_type"] = args.type or (BLOCKWISE if size else PER_CHANNEL)
-    if size:
-        options["quantization_block_size"] = size
+    options = quantization_options(args.dtype, args.type, args.block_size)
     if args.skip:
         options["modules_to_not_convert"] = args.skip
+    return options
+
+
+def quantization_options(
+    dtype: str, kind: str | None = None, block_size: Any = None
+) -> dict[str, Any]:
+    """The keywords of NeuronConfig for weights stored in `dtype`, with its usual scales.
+
+    kind: quantization_type, if it is another; block_size: the values with one scale.
+    """
+    from nxdi.config.quantization import BLOCKWISE, E8M0_SCALES, MXFP4, PER_CHANNEL
+
+    options: dict[str, Any] = {"quantization_dtype": dtype}
+    size = block_size or (None if kind else _BLOCK_SIZES.get(dtype))
+    if dtype == MXFP4:
+        options["quantization_scale_dtype"] = E8M0_SCALES
+        size = size or _BLOCK_SIZES[MXFP4]
+    options["quantization_type"] = kind or (BLOCKWISE if size else PER_CHANNEL)
+    if size:
+        options["quantization_block_size"] = size
     return options
 
 

@@ -33,6 +33,10 @@ class Target:
         """Bytes of device memory of one rank."""
         return self.memory * logical_size // self.cores_per_chip
 
+    def usable_memory(self, logical_size: int) -> int:
+        """Bytes of it that weights and caches may have."""
+        return int(self.rank_memory(logical_size) * _USABLE_SHARE)
+
 
 # Source: the hardware pages of the Neuron documentation. The default logical size comes first.
 TARGETS = {
@@ -82,7 +86,7 @@ def check_memory(target: Target, logical_size: int, needed: int) -> None:
 
     needed: bytes of weights and caches on one rank. Raises: UnsupportedError.
     """
-    usable = int(target.rank_memory(logical_size) * _USABLE_SHARE)
+    usable = target.usable_memory(logical_size)
     if needed > usable:
         raise UnsupportedError(
             f"one rank needs {needed / _GIB:.1f} GiB for weights and caches, but a rank of "

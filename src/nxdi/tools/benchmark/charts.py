@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -11,6 +11,7 @@ import numpy as np
 
 _WIDTH, _HEIGHT = 640, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 32, 22, 40
+_NAMES, _BAR = 170, 22  # of bars: width of their names, and height of each
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,37 @@ def band(
     return _svg([*_axes(x, y, "token", "ms"), *shapes], label)
 
 
+def stacked_bars(
+    names: Sequence[str], parts: Mapping[str, Sequence[float]], unit: str, label: str
+) -> str:
+    """One bar for each name, of parts side by side, with the names of the parts above.
+
+    parts: for each part, by its name, a value for each bar; at most five parts.
+    """
+    totals = [sum(values) for values in zip(*parts.values(), strict=True)]
+    x = _Axis(0, max(totals) * 1.15 or 1.0, _NAMES, _WIDTH - _RIGHT)  # room for the totals
+    shapes = [
+        f'<rect class="part{i}" x="{_NAMES + 92 * i}" y="4" width="10" height="10"/>'
+        f'<text x="{_NAMES + 92 * i + 14}" y="13">{escape(part)}</text>'
+        for i, part in enumerate(parts)
+    ]
+    for row, (name, total) in enumerate(zip(names, totals, strict=True)):
+        top, start = _TOP + _BAR * row + 4, 0.0
+        shapes.append(f'<text class="end" x="{_NAMES - 6}" y="{top + 12}">{escape(name)}</text>')
+        for i, (part, values) in enumerate(parts.items()):
+            stop = start + values[row]
+            shapes.append(
+                f'<rect class="part{i}" x="{x(start):.1f}" y="{top}" height="{_BAR - 6}" '
+                f'width="{x(stop) - x(start):.1f}"><title>{escape(part)}: {values[row]:.3g} '
+                f"{escape(unit)}</title></rect>"
+            )
+            start = stop
+        shapes.append(
+            f'<text x="{x(total) + 4:.1f}" y="{top + 12}">{total:.3g} {escape(unit)}</text>'
+        )
+    return _svg(shapes, label, _TOP + _BAR * len(names) + 4)
+
+
 def _x_axis(low: float, high: float) -> _Axis:
     margin = 0.02 * (high - low) or 0.02 * abs(high) or 1.0  # equal values get an axis as well
     return _Axis(low - margin, high + margin, _LEFT, _WIDTH - _RIGHT)
@@ -105,9 +137,9 @@ def _rounded(ticks: Sequence[float]) -> list[float]:
     return [float(f"{tick:.6g}") for tick in ticks]
 
 
-def _svg(shapes: Sequence[str], label: str) -> str:
+def _svg(shapes: Sequence[str], label: str, height: int = _HEIGHT) -> str:
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)}">'
+        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(label)}">'
         + "".join(shapes)
         + "</svg>"
     )

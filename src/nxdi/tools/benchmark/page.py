@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -39,18 +39,28 @@ svg .band { fill: var(--fill); opacity: 0.25; }
 svg .line { fill: none; stroke: var(--fill); stroke-width: 1.5; }
 svg .mark { stroke: var(--mark); stroke-width: 1.5; stroke-dasharray: 4 3; }
 svg .mark-label { fill: var(--mark); }
+svg .part0 { fill: #3b76c4; }
+svg .part1 { fill: #d0873a; }
+svg .part2 { fill: #4f9a6d; }
+svg .part3 { fill: #9a6bb5; }
+svg .part4 { fill: #a3a9b0; }
 """
 
 
 def render_page(report: Report) -> str:
     """The page as text. The same report gives the same text, which is well-formed XML as well."""
     title = f"Benchmark of {report.config.get('model', 'a model')}"
-    body = "\n".join(_body(report, title))
+    return document(title, _body(report, title))
+
+
+def document(title: str, body: Iterable[str]) -> str:
+    """An HTML page in the style of all reports; body: its elements."""
+    elements = "\n".join(body)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
-        f"<body>\n{body}\n</body>\n</html>\n"
+        f"<body>\n{elements}\n</body>\n</html>\n"
     )
 
 
@@ -81,10 +91,11 @@ def _figures_table(report: Report) -> str:
         cells = [f"{figures[name]:.2f}" for name in names] + [f"{figures['throughput']:.1f}"]
         rows.append([stage.heading, *cells])
     caption = "<figcaption>Latencies in milliseconds</figcaption>"
-    return f'<figure class="wide">{_table(titles, rows)}{caption}</figure>'
+    return f'<figure class="wide">{table(titles, rows)}{caption}</figure>'
 
 
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of texts; the first column is that of names."""
     head = "".join(f"<th>{escape(title)}</th>" for title in titles)
     lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
     body = "".join(f"<tr>{line}</tr>" for line in lines)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from nxdi.config import kernel_options, no_op_options, serialize
@@ -16,8 +13,8 @@ from nxdi.kernels.registry import Choice, by_kernel
 from nxdi.models.application_base import NeuronApplicationBase
 from nxdi.modules.quantization import quantized_names, scale_name
 from nxdi.runtime.backends.preview import preview_kernels
-from nxdi.runtime.estimate import checkpoint_dtype, checkpoint_on_meta, memory_of, rank_bytes
-from nxdi.runtime.weights import invoke_preshard_hooks, model_tensors
+from nxdi.runtime.estimate import memory_of
+from nxdi.tools.model_info.memory import plan_caches, plan_weights
 from nxdi.tools.model_info.notes import (
     pool_notes,
     quantization_notes,
@@ -25,7 +22,7 @@ from nxdi.tools.model_info.notes import (
     sharding_notes,
     tied_notes,
 )
-from nxdi.tools.model_info.records import CacheInfo, GraphInfo, KernelInfo, ModelInfo, NoOpInfo
+from nxdi.tools.model_info.records import GraphInfo, KernelInfo, ModelInfo, NoOpInfo
 from nxdi.tools.model_info.request import plan_request
 from nxdi.types import Phase
 
@@ -39,13 +36,8 @@ def describe_model(
     Raises: BucketError for a request that fits no graph.
     """
     config, module = app.neuron_config, app.build(Phase.DECODE)
-    wanted = model_tensors(module)
-    full = checkpoint_on_meta(wanted, checkpoint_dtype(app.model_path))
-    if app.is_tied:
-        app.update_state_dict_for_tied_weights(full)
-    invoke_preshard_hooks(module, full)  # one tensor of the checkpoint may have two places
-    shares = not app.stores_weights
-    caches = _caches(app, module)
+    weights, caches = plan_weights(app, module), plan_caches(app, module)
+    wanted, full = weights.wanted, weights.full
     kernels = preview_kernels(app.program(), app.backend.name, kernel_options(config))
     return ModelInfo(
         model=app.model_path.name,
@@ -54,12 +46,12 @@ def describe_model(
         torch_dtype=str(config.torch_dtype).removeprefix("torch."),
         tp_degree=config.tp_degree,
         num_parameters=_num_parameters(module, full, app.weight_quantization()),
-        weight_bytes=tuple(rank_bytes(wanted, full, rank, shares) for rank in range(app.num_ranks)),
+        weight_bytes=tuple(map(weights.bytes_of, range(app.num_ranks))),
         cache_bytes=sum(cache.num_bytes for cache in caches),
         caches=caches,
         notes=(
             *quantization_notes(module, app.weight_quantization(), app.stored_quantization()),
-            *tied_notes(wanted, full, shares),
+            *tied_notes(wanted, full, weights.shares),
             *sharding_notes(wanted, app.num_ranks),
             *rolling_notes(module),
             *pool_notes(config),
@@ -86,21 +78,6 @@ def _num_parameters(
             for name, tensor in full.items()
             if name not in scales
         }.values()
-    )
-
-
-def _caches(app: NeuronApplicationBase, module: Any) -> tuple[CacheInfo, ...]:
-    with torch.device("meta"):
-        tensors = app.program().make_caches(module)
-    counts = Counter((tuple(tensor.shape), tensor.dtype) for tensor in tensors)
-    return tuple(
-        CacheInfo(
-            count=count,
-            shape=shape,
-            dtype=str(dtype).removeprefix("torch."),
-            num_bytes=count * torch.Size(shape).numel() * dtype.itemsize,
-        )
-        for (shape, dtype), count in counts.items()
     )
 
 

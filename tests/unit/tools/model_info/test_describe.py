@@ -9,11 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
+from held_memory import memory, tensors_held
 from nxdi.errors import BucketError
-from nxdi.runtime.backends.cpu.backend import CpuRank
-from nxdi.runtime.backends.eager import EagerRank
 from nxdi.tools.model_info import ModelInfo, describe_model
 from quantized_folders import KINDS, save_quantized
 from tiny_models import COMPILED, FAMILIES, load_app, make_app, save_tiny, tiny_hf_model
@@ -30,22 +28,6 @@ SHORT: dict[str, Any] = {"seq_len": 32, "max_context_length": 16, "batch_size": 
 def save(tmp_path: Path, family: str = "llama", dtype: str = "float32", **overrides: Any) -> Path:
     model = tiny_hf_model(family, **overrides).to(getattr(torch, dtype))
     return save_tiny(model, tmp_path / "model")
-
-
-def memory(tensors: list[Tensor]) -> int:
-    """Bytes of tensors, those that share memory counted once."""
-    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
-
-
-def tensors_held(rank: Any) -> list[Tensor]:
-    """All that one rank of a loaded model computes with, weights and caches."""
-    if isinstance(rank, EagerRank):
-        models, calls = rank.modules, []
-    else:  # compiled graphs are bound to tensors of theirs
-        assert isinstance(rank, CpuRank)
-        models, calls = rank._models, [call for step in rank._steps.values() for call in step]
-    weights = [tensor for model in models.values() for tensor in model.state_dict().values()]
-    return [*weights, *rank.caches, *(tensor for call in calls for tensor in call.bound)]
 
 
 def check_memory(folder: Path, **options: Any) -> ModelInfo:
