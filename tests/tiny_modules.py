@@ -12,6 +12,7 @@ from nxdi.config import InferenceConfig, NeuronConfig
 from nxdi.modules.context import LayerContext, StepContext
 from nxdi.modules.kvcache import KVCacheLayout, RollingCache
 from nxdi.modules.kvcache.spec import Attended, CacheState, StepPositions
+from nxdi.modules.order import InLine
 from nxdi.parallel_layers.parallel_state import tensor_parallel
 from nxdi.parallel_layers.sharding import shard_of
 from nxdi.types import Phase
@@ -111,4 +112,5 @@ def layer_context(
 ) -> LayerContext:
     """The only layer of one step; `rows` are the cache rows, by default the first ones."""
     seq_ids = torch.arange(positions.shape[0], dtype=torch.int32) if rows is None else rows
-    return StepContext(phase, positions.to(torch.int32), seq_ids, num_slots, [cache]).at(0)
+    places = positions.to(torch.int32)
+    return StepContext(phase, places, seq_ids, num_slots, [cache], order=InLine(places)).at(0)

@@ -24,16 +24,17 @@ _SUPPORTED = """
     activation_quantization_type allow_input_truncation async_mode attn_cls backend batch_size
     chunked_prefill_config context_encoding_buckets ctx_batch_size enable_bucketing
     enable_eagle_draft_input_norm enable_eagle_speculation is_eagle3 is_eagle_draft
-    ep_dispatch_cc_option is_block_kv_layout is_continuous_batching is_prefix_caching
+    ep_dispatch_cc_option is_block_kv_layout is_continuous_batching is_medusa is_prefix_caching
     kv_cache_batch_size kv_cache_memory_bytes kv_cache_quant kv_quant_config local_ranks_size
-    max_batch_size max_context_length max_length max_new_tokens modules_to_not_convert on_cpu
+    max_batch_size max_context_length max_length max_new_tokens medusa_speculation_length
+    medusa_tree modules_to_not_convert num_medusa_heads on_cpu
     on_device_sampling_config output_logits overrides_torch_dtype pa_block_size pa_num_blocks
     padding_side prefix_buckets quantization_block_axis quantization_block_size
     quantization_dtype quantization_scale_dtype quantization_type quantize_clamp_bound quantized
     quantized_checkpoints_path save_sharded_checkpoint seq_len sequence_parallel_enabled
     skip_warmup speculation_length start_rank_id strict_kernels tkg_batch_size
     token_generation_batches
-    token_generation_buckets
+    token_generation_buckets token_tree_config
     torch_dtype tp_degree vocab_parallel windowed_context_encoding_size world_size
 """
 
@@ -65,12 +66,11 @@ _REFUSED = """
     draft_model_modules_to_not_convert
     enable_fused_speculation
     enable_ve_data_parallel ep_degree flash_decoding_enabled fused_rmsnorm_skip_gamma
-    is_full_model_shuffled is_medusa is_mxfp4_compute lora_config
-    medusa_speculation_length medusa_tree mlp_cp_degree num_medusa_heads padded_hidden_size
+    is_full_model_shuffled is_mxfp4_compute lora_config
+    mlp_cp_degree padded_hidden_size
     padded_intermediate_size pp_degree qk_layernorm
     quantized_mlp_kernel_enabled rmsnorm_quantize_kernel_enabled rpl_reduce_dtype skip_sharding
     spec_batch_size tensor_capture_config tensor_replacement_config
-    token_tree_config
 """
 
 # Of a mixture of experts only.

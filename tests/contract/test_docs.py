@@ -17,6 +17,7 @@ from nxdi.cli import demo_options
 from nxdi.config.recipe import load_recipe
 from nxdi.kernels.sim.rules import RULES
 from nxdi.models import registry
+from tiny_medusa import fitted_heads, save_heads
 from tiny_models import save_tiny, tiny_hf_model
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +60,9 @@ def test_speculation(
     tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The example runs, and all ways give the same tokens."""
-    folder = save_tiny(tiny_hf_model("llama", vocab_size=256), tmp_path / "model")
+    hf = tiny_hf_model("llama", vocab_size=256)
+    folder = save_tiny(hf, tmp_path / "model")
+    save_heads(folder, fitted_heads(hf, [list(range(60))]))
     ids = byte_tokenizer("one two one two", return_tensors="pt")["input_ids"]
     names: dict[str, Any] = {
         "folder": folder,

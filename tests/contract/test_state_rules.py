@@ -236,6 +236,39 @@ def test_a_verify_graph_keeps_the_same_rules(family: str, folders: dict[str, Pat
     assert find_divergences(program) == []
 
 
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=() if family in ("mistral", "gpt2") else pytest.mark.slow)
+        for family in FAMILIES
+    ],
+)
+def test_a_verify_graph_of_trees_keeps_the_same_rules(
+    family: str, folders: dict[str, Path]
+) -> None:
+    tree = {"speculation_length": 4, "token_tree_config": {"0": [1, 2], "1": [3]}}
+    program = export(folders[family], Phase.VERIFY, tp_degree=2, **tree)
+    check_state(program, CACHES)
+    check_dtypes(program)
+    shapes = [tuple(t.shape) for n, t in placeholders(program).items() if n.startswith("inputs_")]
+    own = [(ROWS, 4), (ROWS, 4, 4)]
+    assert shapes == [(ROWS, 4), (ROWS, 4), (ROWS,), *own, (ROWS, 3), (ROWS, 4)]
+    assert collectives(program) == collectives_of_step(family, LAYERS)
+    assert find_divergences(program) == []
+
+
+@pytest.mark.parametrize("phase", [Phase.PREFILL, Phase.DECODE, Phase.VERIFY])
+def test_heads_that_propose_keep_every_rule(phase: Phase, folders: dict[str, Path]) -> None:
+    """Each has two gathers: of its residual block, and of its lm_head."""
+    heads = {"is_medusa": True, "num_medusa_heads": 2, "medusa_speculation_length": 4}
+    program = export(folders["llama"], phase, tp_degree=2, **heads, medusa_tree=[[0], [1], [0, 0]])
+    check_state(program, CACHES)
+    check_dtypes(program)
+    expected = collectives_of_step("llama", LAYERS) + Counter(all_gather=2 * 2)
+    assert collectives(program) == expected
+    assert find_divergences(program) == []
+
+
 @pytest.mark.parametrize("phase", PHASES)
 def test_collectives_of_sequence_parallelism(phase: Phase, folders: dict[str, Path]) -> None:
     """Per layer two gathers and two scattered sums, for many tokens; decode does without."""

@@ -11,7 +11,9 @@ import torch
 from golden.parity import NEW_TOKENS, Reference, load
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.utils.hf_adapter import HuggingFaceGenerationAdapter
-from tiny_models import load_app, near, save_tiny, tiny_hf_model
+from tiny_medusa import TREES, fitted_heads, heads_options, save_heads
+from tiny_models import VOCAB_SIZE, load_app, near, save_tiny, tiny_hf_model
+from tree_proposers import KINDS, Knowing
 
 Get = Callable[[str], Reference]
 
@@ -87,3 +89,39 @@ def test_other_caches_and_weights(own: dict[str, Any], reference_of: Get) -> Non
     plain = adapter.generate(ids, **options)
     draft = load_app(reference.folder, seq_len=96, batch_size=2, **own)
     assert torch.equal(adapter.generate(ids, **options, assistant_model=draft), plain)
+
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "rows": {},
+    "blocks": {"is_block_kv_layout": True, "pa_block_size": 8, "is_prefix_caching": True},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("batch_size", BATCHES)
+@pytest.mark.parametrize("tp_degree", [1, 2])
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_medusa_heads_and_their_trees(
+    family: str, tp_degree: int, batch_size: int, layout: str, reference_of: Get
+) -> None:
+    reference, lengths = reference_of(family), BATCHES[batch_size]
+    hf = tiny_hf_model(family)
+    folder = save_tiny(hf, reference.folder / "heads")
+    ids, mask = reference.batch(lengths, "left")
+    rows = zip(ids, mask.bool(), lengths, strict=True)
+    whole = [
+        [*row[is_real].tolist(), *reference.tokens[length].tolist()]
+        for row, is_real, length in rows
+    ]
+    save_heads(folder, fitted_heads(hf, whole))
+    for tree in TREES:
+        options = {**heads_options(tree), **LAYOUTS[layout], "batch_size": batch_size}
+        model = load_app(folder, seq_len=96, tp_degree=tp_degree, **options)
+        who = [Knowing(whole, kind, VOCAB_SIZE) for kind in KINDS if tree != "chain"]
+        for proposing in ({}, *({"proposer": proposer} for proposer in who)):
+            out = HuggingFaceGenerationAdapter(model).generate(
+                ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False, **proposing
+            )
+            for row, length in enumerate(lengths):
+                assert torch.equal(out[row, -NEW_TOKENS:], reference.tokens[length])

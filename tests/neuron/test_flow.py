@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,8 @@ from nxdi.config import OnDeviceSamplingConfig
 from nxdi.models.auto import AutoModelForCausalLM
 from nxdi.models.llama.modeling_llama import NeuronLlamaForCausalLM
 from nxdi.runtime.store import open_artifact
-from tiny_models import FAMILIES
+from nxdi.types import Phase
+from tiny_models import FAMILIES, VOCAB_SIZE
 
 TESTS, SOURCE = Path(__file__).parents[1], Path(nxdi.__file__).parents[1]
 # One rank and four are the same code for every family: in the default run for one without, and one
@@ -84,6 +86,34 @@ def test_every_graph_of_a_plan(sdk: Double, folders: Folders, tmp_path: Path) ->
     ran = {call["model_name"] for call in sdk.calls_of("NxDModel.forward")}
     assert ran == {graph.name for graph in app.plan.graphs}
     assert len(ran) == 6
+
+
+def test_trees_of_a_model_s_own_heads(sdk: Double, folders: Folders, tmp_path: Path) -> None:
+    """Graphs that verify trees, and heads that propose them."""
+    folder = shutil.copytree(folders("llama"), tmp_path / "model")
+    draw = torch.Generator().manual_seed(1)
+    sizes = {
+        "0.0.linear.weight": (64, 64),
+        "0.0.linear.bias": (64,),
+        "0.1.weight": (VOCAB_SIZE, 64),
+    }
+    state = {name: torch.randn(size, generator=draw) for name, size in sizes.items()}
+    torch.save(state, folder / "medusa_heads.pt")
+    tree: dict[str, Any] = {"is_medusa": True, "num_medusa_heads": 1, "medusa_tree": [[0], [1]]}
+    tree |= {"medusa_speculation_length": 3, "tp_degree": 2}
+    app, oracle = loaded(folder, tmp_path / "artifact", **tree), eager(folder, **tree)
+    assert generate(app).tolist() == generate(eager(folders("llama"))).tolist()
+    ran = {call["model_name"] for call in sdk.calls_of("NxDModel.forward")}
+    assert ran >= {graph.name for graph in app.plan.graphs if graph.phase is not Phase.DECODE}
+    ids, places = torch.tensor([[5, 6, 7], [8, 9, 3]]), torch.tensor([[6, 7, 8], [4, 5, 6]])
+    for model in (app, oracle):
+        model.reset()
+        model(PROMPTS)
+    found, expected = (
+        model.verify(ids, places, parents=[(-1, 0, 0), (-1, 0, 1)]) for model in (app, oracle)
+    )
+    assert torch.equal(found.candidates, expected.candidates)
+    torch.testing.assert_close(found.logits, expected.logits)
 
 
 def test_sampling_in_the_graph(sdk: Double, folders: Folders, tmp_path: Path) -> None:

@@ -13,6 +13,12 @@ from nxdi.config.keywords import KeywordConfig, derived, to_torch_dtype
 from nxdi.config.kv_quantization import KVQuantizationConfig
 from nxdi.config.legacy import check_options
 from nxdi.config.sampling import OnDeviceSamplingConfig
+from nxdi.config.token_tree import (
+    DynamicShape,
+    TreeShape,
+    parse_medusa_tree,
+    parse_token_tree,
+)
 from nxdi.config.validate import validate
 from nxdi.errors import ConfigError
 from nxdi.types import Phase
@@ -273,7 +279,24 @@ class NeuronConfig(KeywordConfig):
     @property
     def num_retractable(self) -> int:
         """Tokens that one step may write and a later one replace by others."""
-        return max(self.speculation_length - 1, 0)
+        return max(self.num_verified - 1, 0)
+
+    @property
+    def num_verified(self) -> int:
+        """Tokens of a row that one verify step looks at, 0 where there is none."""
+        return self.speculation_length or self.medusa_speculation_length
+
+    @property
+    def tree_shape(self) -> TreeShape | DynamicShape | None:
+        """The tree of proposed tokens; None: they follow each other."""
+        if self.medusa_tree is not None:
+            return parse_medusa_tree(self.medusa_tree)
+        return None if self.token_tree_config is None else parse_token_tree(self.token_tree_config)
+
+    @property
+    def verifies_trees(self) -> bool:
+        """Whether verify graphs take trees of tokens; chains are trees as well."""
+        return self.medusa_tree is not None or self.token_tree_config is not None
 
     @property
     def is_for_neuron(self) -> bool:

@@ -10,6 +10,7 @@ import torch
 from nxdi.config.activation_quantization import activation_quantization
 from nxdi.config.quantization import weight_quantization
 from nxdi.config.sampling import OnDeviceSamplingConfig
+from nxdi.config.token_tree import check_tree_options
 from nxdi.errors import ConfigError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def validate(config: NeuronConfig) -> None:
     _validate_pieces(config)
     _validate_buckets(config)
     _validate_ranks(config)
+    check_tree_options(config)
     weight_quantization(config)
     activation_quantization(config)
 

@@ -26,6 +26,7 @@ from nxdi.generation.loop import Generated, decode_loop
 from nxdi.generation.speculation.generate import (
     make_draft,
     make_lookup,
+    own_proposer,
     speculative_decode_loop,
 )
 from nxdi.graph.plan import check_capacity
@@ -190,9 +191,12 @@ class HuggingFaceGenerationAdapter(_GenerationMixin):  # type: ignore[misc]  # s
         # As in transformers, rows that other criteria stop go on until all rows have stopped.
         has_eos = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
         pad = generation_config._pad_token_tensor if has_eos else None
+        proposer = model_kwargs.get("proposer")
+        if proposer is None and done.logits is None and done.scores is None:
+            proposer = own_proposer(self.neuron_model)
         run = decode_loop
-        if model_kwargs.get("proposer") is not None:
-            run = partial(speculative_decode_loop, proposer=model_kwargs["proposer"])
+        if proposer is not None:
+            run = partial(speculative_decode_loop, proposer=proposer)
         run(
             self.neuron_model,
             done,
@@ -224,8 +228,15 @@ class HuggingFaceGenerationAdapter(_GenerationMixin):  # type: ignore[misc]  # s
 
         check_many(self.neuron_config, len(input_ids), asked, generation_config)
         self._check_fit(input_ids, mask, generation_config)
-        extras = {name: model_kwargs.get(name) for name in ("seeds", "proposer")}
-        return generate_many(self.neuron_model, input_ids, mask, generation_config, **extras)
+        seeds, proposer = model_kwargs.get("seeds"), model_kwargs.get("proposer")
+        return generate_many(
+            self.neuron_model,
+            input_ids,
+            mask,
+            generation_config,
+            seeds,
+            proposer or own_proposer(self.neuron_model),
+        )
 
     def _check_fit(
         self, input_ids: Tensor, mask: Tensor, generation_config: GenerationConfig

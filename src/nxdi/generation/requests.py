@@ -120,7 +120,8 @@ class Request:
     """A row of tokens, of which the cache holds the first `num_computed`.
 
     A prompt that is being computed, a running request and one that lost its blocks differ in
-    `num_computed` only.
+    `num_computed` only. The cache holds the first `num_held` at their own positions: as many, but
+    after a step that has verified a tree.
     """
 
     def __init__(
@@ -137,7 +138,7 @@ class Request:
         self.id, self.options, self.seed = request_id, options, seed
         self.tokens, self.prompt_len = list(prompt), len(prompt)
         self.max_len = len(prompt) + max_new_tokens
-        self.num_computed = 0
+        self.num_computed = self.num_held = 0
         self.finish_reason: FinishReason | None = None
         self.unread: deque[Output] = deque()
         self._num_published = 0
@@ -157,6 +158,10 @@ class Request:
     def is_full(self) -> bool:
         """Whether it has all tokens that it may have."""
         return len(self.tokens) == self.max_len
+
+    def start(self, num_computed: int) -> None:
+        """Have a place in the cache, where so many tokens are computed."""
+        self.num_computed = self.num_held = num_computed
 
     def take(self, token: int) -> None:
         """Have one token more, which is to be published."""

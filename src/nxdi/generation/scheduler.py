@@ -87,13 +87,13 @@ class Scheduler:
         """Take the blocks away; all tokens so far become a prompt, which waits for its turn."""
         self.running.remove(request)
         self.blocks.free(request.id)
-        request.num_computed = 0
+        request.start(0)
         self.waiting.appendleft(request)
 
     def _start_over(self, request: Request) -> None:
         """Compute all tokens so far again, into blocks of its own."""
         self.blocks.free(request.id)
-        request.num_computed = self.blocks.admit(request.id, request.tokens)
+        request.start(self.blocks.admit(request.id, request.tokens))
 
     def _admit(self) -> bool:
         """Start the request that has waited longest, if there is a row and blocks for all of it."""
@@ -108,7 +108,7 @@ class Scheduler:
         if not has_room or self.blocks.num_free < sum(map(self._may_grow, self.running)):
             self.blocks.free(request.id)
             return False
-        request.num_computed = num_shared
+        request.start(num_shared)
         self.running.append(self.waiting.popleft())
         return True
 

@@ -29,11 +29,16 @@ class Call:
 
 @dataclass(frozen=True)
 class Computed:
-    """What a call has computed of one request: its work is done, and may have brought tokens."""
+    """What a call has computed of one request: its work is done, and may have brought tokens.
+
+    logits [n, vocab_size]: what each was chosen from. num_held: tokens of the request that the
+    cache now holds at their own positions.
+    """
 
     work: Work[Request]
     tokens: list[int]
-    logits: Tensor | None  # [n, vocab_size] of what each was chosen from
+    logits: Tensor | None
+    num_held: int
 
     @property
     def request(self) -> Request:
@@ -81,6 +86,7 @@ class Engine:
                 work,
                 [self.choice.token(work.request, output, row)] if work.brings_token else [],
                 None if logits is None else logits[row],
+                work.stop,
             )
             for row, work in enumerate(call.works)
         ]
@@ -91,9 +97,11 @@ class Engine:
 
     def take(self, computed: Computed) -> None:
         """Count the work as done; its tokens are the request's. The last is not computed yet."""
-        work, request, computed_too = computed.work, computed.request, computed.tokens[:-1]
-        self.scheduler.blocks.fill(request.id, [*work.tokens, *computed_too])
-        request.num_computed = work.stop + len(computed_too)
+        work, request, held = computed.work, computed.request, computed.request.num_held
+        known = [*request.tokens[held:], *computed.tokens]
+        self.scheduler.blocks.fill(request.id, known[: computed.num_held - held])
+        request.num_held = computed.num_held
+        request.num_computed = work.stop + len(computed.tokens[:-1])
         for token in computed.tokens:
             request.take(token)
 

@@ -42,8 +42,13 @@ class TokenChoice(Protocol):
 
     def inputs(self, requests: Sequence[Sampled]) -> dict[str, Any]: ...
 
-    def token(self, request: Sampled, output: CausalLMOutput, row: int, ahead: int = 0) -> int:
-        """The next token; ahead: of a verify step, that after so many tokens more."""
+    def token(
+        self, request: Sampled, output: CausalLMOutput, row: int, column: int = 0, ahead: int = 0
+    ) -> int:
+        """The next token; of a verify step, that after column number `column`.
+
+        ahead: how many tokens of the request come after its last one, up to that column.
+        """
         ...
 
 
@@ -62,9 +67,11 @@ class GraphChoice:
             "seeds": [request.seed for request in requests],
         }
 
-    def token(self, request: Sampled, output: CausalLMOutput, row: int, ahead: int = 0) -> int:
+    def token(
+        self, request: Sampled, output: CausalLMOutput, row: int, column: int = 0, ahead: int = 0
+    ) -> int:
         assert output.tokens is not None
-        return int(output.tokens[row].reshape(-1)[ahead])
+        return int(output.tokens[row].reshape(-1)[column])
 
 
 class HostChoice:
@@ -73,10 +80,12 @@ class HostChoice:
     def inputs(self, requests: Sequence[Sampled]) -> dict[str, Any]:
         return {}
 
-    def token(self, request: Sampled, output: CausalLMOutput, row: int, ahead: int = 0) -> int:
+    def token(
+        self, request: Sampled, output: CausalLMOutput, row: int, column: int = 0, ahead: int = 0
+    ) -> int:
         assert output.logits is not None
         place = len(request.tokens) - 1 + ahead
-        logits = output.logits[row, ahead : ahead + 1]
+        logits = output.logits[row, column : column + 1]
         return sample_row(logits, request.sampling_params, request.seed, place)
 
 

@@ -36,3 +36,6 @@ SAMPLING_PARAMS = InputSpec("sampling_params", (BATCH, 3), "float32", 1)
 UNIFORM = InputSpec("uniform", (BATCH,), "float32", 0.5)
 # The same where a token is chosen after each of a row's tokens.
 UNIFORMS = InputSpec("uniform", (BATCH, CHOSEN), "float32", 0.5)
+# Of the tokens of a row that are a tree: the place of each in its sequence, and which it sees.
+TOKEN_PLACES = InputSpec("token_places", (BATCH, TOKENS), "int32", -1)
+TREE_MASK = InputSpec("tree_mask", (BATCH, TOKENS, TOKENS), "int32", 0)

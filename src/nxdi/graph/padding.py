@@ -124,11 +124,9 @@ def pad_step(batch: StepBatch, spec: GraphSpec) -> dict[str, Tensor]:
                 f"graph {spec.name} needs the input {name!r}, which this step does not bring"
             )
         value = given[name]
-        if value.dim() > 1:
-            width = min(target.shape[1], value.shape[1])
-            target[rows, :width] = value[:, :width].to(target.dtype)
-        else:
-            target[rows] = value.to(target.dtype)
+        sizes = zip(target.shape[1:], value.shape[1:], strict=True)
+        filled: list[Tensor | slice] = [slice(min(both)) for both in sizes]
+        target[tuple([rows, *filled])] = value[tuple([slice(None), *filled])].to(target.dtype)
     return padded
 
 

@@ -15,6 +15,8 @@ from nxdi.graph.inputs import (
     POSITION_IDS,
     SAMPLING_PARAMS,
     SEQ_IDS,
+    TOKEN_PLACES,
+    TREE_MASK,
     UNIFORM,
     UNIFORMS,
     InputSpec,
@@ -153,9 +155,9 @@ def plan_graphs(config: NeuronConfig, extra_inputs: Sequence[InputSpec] = ()) ->
             for length in pieces
             for context in _contexts(config, length, seen)
         ]
-    if config.speculation_length:
+    if config.num_verified:
         graphs += [
-            graph(Phase.VERIFY, batch, config.speculation_length, context)
+            graph(Phase.VERIFY, batch, config.num_verified, context)
             for batch in _decode_batches(config)
             for context in seen
         ]
@@ -191,7 +193,13 @@ def _decode_batches(config: NeuronConfig) -> list[int]:
 
 def _inputs(config: NeuronConfig, phase: Phase) -> tuple[InputSpec, ...]:
     # A paged cache has blocks where another has rows.
-    base = (INPUT_IDS, POSITION_IDS, BLOCK_TABLE if config.is_block_kv_layout else SEQ_IDS)
+    base: tuple[InputSpec, ...] = (
+        INPUT_IDS,
+        POSITION_IDS,
+        BLOCK_TABLE if config.is_block_kv_layout else SEQ_IDS,
+    )
+    if config.verifies_trees and phase is Phase.VERIFY:
+        base = (*base, TOKEN_PLACES, TREE_MASK)
     sampling = config.on_device_sampling_config
     if sampling is not None and (sampling.do_sample or sampling.dynamic):
         return (*base, SAMPLING_PARAMS, UNIFORMS if phase is Phase.VERIFY else UNIFORM)
@@ -200,9 +208,10 @@ def _inputs(config: NeuronConfig, phase: Phase) -> tuple[InputSpec, ...]:
 
 def _outputs(config: NeuronConfig) -> tuple[str, ...]:
     features = (FEATURES,) if config.returns_features else ()
+    candidates = ("candidates",) if config.is_medusa else ()
     if config.on_device_sampling_config is None:
-        return ("logits", *features)
-    return ("tokens", *(("logits",) if config.output_logits else ()), *features)
+        return ("logits", *candidates, *features)
+    return ("tokens", *(("logits",) if config.output_logits else ()), *candidates, *features)
 
 
 def _check_sequence_parallel(config: NeuronConfig, graphs: Sequence[GraphSpec]) -> None:

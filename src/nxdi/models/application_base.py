@@ -139,7 +139,17 @@ class NeuronApplicationBase:
     def get_state_dict(self) -> dict[str, Tensor]:
         """The full checkpoint under the model's own names, memory-mapped."""
         source = self._weights_source()
-        return self._state(source, source.read())
+        state = self._state(source, source.read())
+        # What nxdi has stored itself is complete.
+        return state if source.is_converted else {**state, **self.extra_state_dict()}
+
+    def extra_state_dict(self) -> dict[str, Tensor]:
+        """Tensors from files beside the checkpoint, under the model's own names."""
+        return {}
+
+    def extra_files(self) -> list[Path]:
+        """The files beside the checkpoint that `extra_state_dict` reads."""
+        return []
 
     def _weights_source(self) -> WeightsSource:
         return source_of(self.model_path, self.config, self.neuron_config)
@@ -325,7 +335,7 @@ class NeuronApplicationBase:
         return self.neuron_config.tp_degree
 
     def checkpoint_files(self) -> list[Path]:
-        return self._weights_source().files()
+        return [*self._weights_source().files(), *self.extra_files()]
 
     def identity(self) -> dict[str, Any]:
         """What decides whether a compiled artefact serves this model."""

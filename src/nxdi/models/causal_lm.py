@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from nxdi.graph.sampling_inputs import (
 )
 from nxdi.models.application_base import NeuronApplicationBase
 from nxdi.modules.rope import longrope_switch
+from nxdi.modules.speculation.tree import chain, tree_inputs
+from nxdi.runtime.heads import find_heads, read_heads
 from nxdi.types import Phase
 
 
@@ -30,12 +33,14 @@ class CausalLMOutput:
 
     Shapes: logits float32 [B, 1, vocab_size] of each row's last token, tokens int32 [B]; of
     `verify` [B, S, vocab_size] and [B, S]. features float32 [B, S, F]: what a draft head reads of
-    every token. None if not compiled in.
+    every token. candidates int32 [B, H, K], of `verify` [B, S, H, K]: what heads of its own find
+    likeliest 2, 3, ... tokens after that token. None if not compiled in.
     """
 
     logits: Tensor | None = None
     tokens: Tensor | None = None
     features: Tensor | None = None
+    candidates: Tensor | None = None
 
     @property
     def hidden_states(self) -> Tensor | None:
@@ -108,6 +113,7 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
             None if logits is None else logits.unsqueeze(1),
             outputs.get("tokens"),
             None if features is None else features[:, : ids.shape[1]],
+            outputs.get("candidates"),
         )
 
     def verify(
@@ -119,6 +125,7 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
         seeds: Sequence[int] | None = None,
         *,
         block_table: Tensor | None = None,
+        parents: Sequence[Sequence[int]] | None = None,
         extras: Mapping[str, Tensor] | None = None,
     ) -> CausalLMOutput:
         """One step of running rows with a result after each of their tokens, not only the last.
@@ -127,7 +134,12 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
         position replaces it.
         Shapes: input_ids, position_ids int [B, S], S up to `speculation_length`; position -1 =
         padding, on the right. Others, and what is raised, as in `forward`.
-        Raises: ConfigError if the model was compiled without speculation_length.
+        parents: the tree that the tokens of each row are, as in `modules.speculation.tree`; None:
+        each follows the one before. The cache has them in the order given, from the first position
+        on: of a tree it holds at their own positions only the tokens that follow each other at its
+        start.
+        Raises: ConfigError if the model was compiled without speculation_length, or for a tree
+        where it was compiled without trees; ShapeError for parents that are no tree.
         """
         self.check_verifies()
         positions = row_positions(input_ids, None, position_ids)
@@ -135,12 +147,30 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
         ids, positions = packed_left(input_ids, positions)
         self._check_continues(Phase.VERIFY, positions)
         rows, blocks = self._place(positions, seq_ids, block_table, None)
-        sampling = self._sampling_inputs(positions, sampling_params, seeds)
-        more = {**blocks, **sampling, **(extras or {})}
+        tree = self._tree_inputs(positions, parents)
+        places = tree.get("token_places", positions)
+        sampling = self._sampling_inputs(places, sampling_params, seeds)
+        more = {**blocks, **tree, **sampling, **(extras or {})}
         outputs = self.runner.step(StepBatch(Phase.VERIFY, ids, positions, rows, more))
         width = ids.shape[1]
-        found = (outputs.get(name) for name in ("logits", "tokens", FEATURES))
+        found = (outputs.get(name) for name in ("logits", "tokens", FEATURES, "candidates"))
         return CausalLMOutput(*(None if value is None else value[:, :width] for value in found))
+
+    def _tree_inputs(
+        self, positions: Tensor, parents: Sequence[Sequence[int]] | None
+    ) -> dict[str, Tensor]:
+        """The declared inputs that say which tree the tokens [B, S] of each row are."""
+        lengths = (positions >= 0).sum(dim=1).tolist()
+        chains = [chain(length) for length in lengths]
+        trees = chains if parents is None else [tuple(row) for row in parents]
+        if self.neuron_config.verifies_trees:
+            return tree_inputs(trees, positions)
+        if trees != chains:
+            raise ConfigError(
+                "the model was compiled to verify tokens that follow each other, not trees of "
+                "them; set token_tree_config, or medusa_tree with is_medusa, and compile again"
+            )
+        return {}
 
     def check_verifies(self) -> None:
         """Raises: ConfigError unless there are graphs for `verify`."""
@@ -157,6 +187,15 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
         LongRoPE turns all tokens of a sequence that grows past this position otherwise.
         """
         return longrope_switch(self.config)
+
+    def extra_state_dict(self) -> dict[str, Tensor]:
+        if not self.neuron_config.is_medusa:
+            return {}
+        heads = read_heads(self.model_path)
+        return {f"candidate_heads.{name}": tensor for name, tensor in heads.items()}
+
+    def extra_files(self) -> list[Path]:
+        return [find_heads(self.model_path)] if self.neuron_config.is_medusa else []
 
     def reset(self) -> None:
         """Forget all sequences."""

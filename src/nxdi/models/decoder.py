@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from nxdi.config import InferenceConfig
 from nxdi.graph.plan import GraphSpec
+from nxdi.modules.candidates import make_candidate_heads
 from nxdi.modules.context import LayerContext, StepContext
 from nxdi.modules.features import make_features
 from nxdi.modules.kvcache.spec import CacheState, KVCacheLayout, layout_of
+from nxdi.modules.order import choose_order
 from nxdi.modules.readout import make_readout
 from nxdi.modules.sampling import make_sampler
 from nxdi.modules.sequence import SequenceGather
@@ -41,9 +43,11 @@ class Decoder(nn.Module):
         self.sequence_dimension = 1 if self.sequence_parallel_enabled else None
         self.gather = SequenceGather(self.sequence_parallel_enabled)
         self.readout = make_readout(self.neuron_config)
+        self.order_of = choose_order(self.neuron_config)
         self.setup_attr_for_model(config)
         self.init_model(config)
         self.sampler = None if sampling is None else make_sampler(sampling)
+        self.candidate_heads = make_candidate_heads(config)
         self.features = make_features(self.neuron_config, len(self.layers))
 
     def setup_attr_for_model(self, config: InferenceConfig) -> None:
@@ -126,7 +130,13 @@ class Decoder(nn.Module):
 
         Shapes: x [B, 1, hidden_size] -> tokens int32 [B], logits float32 [B, vocab_size].
         """
-        return self.outputs(self.logits(self.norm(x)), inputs)
+        return self.results(self.norm(x), inputs)
+
+    def results(self, x: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The outputs made of normalised activations [B, 1, hidden_size], by name."""
+        candidates = self.candidate_heads.outputs(x)
+        proposed = {name: self.readout.output(value) for name, value in candidates.items()}
+        return {**self.outputs(self.logits(x), inputs), **proposed}
 
     def logits(self, x: Tensor) -> Tensor:
         """Normalised activations [B, 1, hidden_size] -> float32 [B, vocab_size]."""
@@ -174,6 +184,7 @@ class Decoder(nn.Module):
             spec.num_slots,
             states,
             inputs.get("block_table"),
+            order=self.order_of(inputs),
         )
 
 

@@ -90,7 +90,7 @@ def nxdi_keywords(ctx: LayerContext, layout: KVCacheLayout) -> dict[str, Any]:
     return {
         "seq_ids": ctx.step.seq_ids,
         "attention_mask": ctx.allowed_from_start(Causal()).unsqueeze(1),
-        "position_ids": ctx.position_ids.clamp(min=0),
+        "position_ids": ctx.token_places.clamp(min=0),
         "past_key_value": None if is_prefill else ctx.past(layout),
         "is_for_context_encoding": is_prefill,
         "seq_len": ctx.step.num_slots,

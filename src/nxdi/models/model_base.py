@@ -187,7 +187,7 @@ class NeuronBaseModel(Decoder):
             is_for_context_encoding=keywords["is_for_context_encoding"],
         )
         last = self.last_hidden(hidden_states, self._inputs)
-        return self.outputs(self.logits(last), self._inputs)
+        return self.results(last, self._inputs)
 
     def get_model_output(
         self,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nxdi.errors import ConfigError
 from nxdi.kernels.masks import MaskPolicy
 from nxdi.modules.kvcache.spec import Attended, CacheState, KVCacheLayout, StepPositions
+from nxdi.modules.order import Order
 from nxdi.types import Phase
 
 
@@ -26,7 +27,8 @@ class StepContext:
 
     Shapes: position_ids int32 [B, S], -1 = padding; seq_ids int32 [B] or None; blocks int32 [B, n]
     of a paged cache or None. `num_slots` is how many positions its queries may see. `caches` holds
-    one state per layer and is replaced, never written in place.
+    one state per layer and is replaced, never written in place. `order` says where tokens stand and
+    which of them see each other.
     """
 
     phase: Phase
@@ -35,6 +37,7 @@ class StepContext:
     num_slots: int
     caches: list[CacheState]
     blocks: Tensor | None = None
+    order: Order = field(kw_only=True)
     _masks: dict[tuple[MaskPolicy, int], Tensor] = field(default_factory=dict)
 
     def at(self, layer: int) -> LayerContext:
@@ -59,7 +62,13 @@ class LayerContext:
 
     @property
     def position_ids(self) -> Tensor:
+        """Where the cache has the new tokens [B, S], -1 = padding."""
         return self.step.position_ids
+
+    @property
+    def token_places(self) -> Tensor:
+        """Where they stand in their sequences [B, S]: what positional embeddings go by."""
+        return self.step.order.places
 
     def append(self, layout: KVCacheLayout, k: Tensor, v: Tensor) -> Attended:
         """Put new keys and values [B, N, S, D] into this layer's cache: what to attend to."""
@@ -95,7 +104,7 @@ class LayerContext:
         """
         key = (policy, key_positions.shape[-1])
         if key not in self.step._masks:
-            mask = policy.allowed(self.position_ids, key_positions)
+            mask = self.step.order.allowed(policy, key_positions)
             self.step._masks[key] = mask | (self.position_ids < 0).unsqueeze(-1)
         return self.step._masks[key]
 

@@ -69,4 +69,4 @@ class EveryToken:
 
 def make_readout(config: NeuronConfig) -> Readout:
     """What the graphs of the phase that `config` is for read out."""
-    return EveryToken(config.speculation_length) if config.phase is Phase.VERIFY else LastToken()
+    return EveryToken(config.num_verified) if config.phase is Phase.VERIFY else LastToken()

@@ -188,7 +188,7 @@ def test_sampling_in_the_graph_and_on_the_host(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--is-medusa", "is_medusa=True is refused"),
+        ("--is-medusa", "is_medusa=True with num_medusa_heads=0"),
         ("--quantized --quantization-type blockwise_symmetric", "must be two integers"),
         ("--speculation-length 3", "--speculation-length is refused: this script"),
         ("--draft-model-path elsewhere", "--draft-model-path is refused: this script"),

@@ -11,9 +11,9 @@ from nxdi.errors import UnsupportedError
 
 def test_refusal_names_option_value_reason_and_remedy() -> None:
     with pytest.raises(UnsupportedError) as caught:
-        NeuronConfig(is_medusa=True)
+        NeuronConfig(enable_ve_data_parallel=True)
     message = str(caught.value)
-    assert "is_medusa=True" in message
+    assert "enable_ve_data_parallel=True" in message
     assert "not part of this release" in message
     assert "leave it out" in message
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from nxdi.kernels.masks import Causal, SlidingWindow
 from nxdi.modules.context import StepContext
 from nxdi.modules.kvcache import ContiguousCache
+from nxdi.modules.order import InLine
 from nxdi.types import Phase
 from tiny_modules import drawn, empty_cache
 
@@ -17,7 +18,8 @@ POSITIONS = torch.tensor([[0, 1, 2], [0, 1, -1]], dtype=torch.int32)
 
 def make_step(num_layers: int = 2) -> StepContext:
     caches = [empty_cache(LAYOUT, num_rows=2) for _ in range(num_layers)]
-    return StepContext(Phase.PREFILL, POSITIONS, torch.arange(2, dtype=torch.int32), 8, caches)
+    rows = torch.arange(2, dtype=torch.int32)
+    return StepContext(Phase.PREFILL, POSITIONS, rows, 8, caches, order=InLine(POSITIONS))
 
 
 def test_a_layer_sees_the_step() -> None:

@@ -3,6 +3,7 @@
 from nxdi.generation.speculation.draft import DraftModel
 from nxdi.generation.speculation.eagle import EagleHead
 from nxdi.generation.speculation.lookup import PromptLookup
+from nxdi.generation.speculation.medusa import MedusaHeads
 from nxdi.generation.speculation.step import Counts, Speculation
 
-__all__ = ["Counts", "DraftModel", "EagleHead", "PromptLookup", "Speculation"]
+__all__ = ["Counts", "DraftModel", "EagleHead", "MedusaHeads", "PromptLookup", "Speculation"]

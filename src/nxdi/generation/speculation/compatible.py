@@ -33,7 +33,7 @@ def check_compatible(target: NeuronBaseForCausalLM, draft: NeuronBaseForCausalLM
     if own.num_retractable < config.num_retractable and _has_window(draft):
         raise ConfigError(
             "the draft model's attention has a window, whose cache forgets what rejected tokens "
-            f"replace; compile it with the target's speculation_length={config.speculation_length}"
+            f"replace; compile it with the target's speculation_length={config.num_verified}"
         )
 
 

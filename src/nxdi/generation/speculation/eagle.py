@@ -109,7 +109,7 @@ class EagleHead:
         in_use = {item.sequence.id for item in seen}
         for item in seen:
             assert item.output.features is not None
-            features = item.output.features[item.row, : len(item.tokens)]
+            features = item.of_tokens(item.output.features)
             self._rows.of(item.sequence.id, in_use).add(item.start, item.tokens, features)
 
     def propose(self, rows: Sequence[Wanted], rule: Rule) -> list[Proposal]:

@@ -12,7 +12,7 @@ from nxdi.generation.speculation.rules import SeededRule
 from nxdi.generation.speculation.step import Going, Speculation
 from nxdi.generation.steps import Call, Computed, Engine
 from nxdi.generation.token_choice import TokenChoice
-from nxdi.generation.work import Work
+from nxdi.generation.work import Work, batches
 from nxdi.models.causal_lm import CausalLMOutput
 from nxdi.types import Phase
 
@@ -38,18 +38,23 @@ class SpeculativeEngine(Engine):
             speculation.model.neuron_config, None if draft is None else draft.neuron_config
         )
 
-    def call(self, works: Sequence[Work[Request]]) -> Call:
-        goes_on = [work.phase is Phase.DECODE and work.brings_token for work in works]
-        if not all(goes_on):
-            return super().call(works)
-        return _Speculative(works, {}, [self._going(work.request) for work in works])
+    def plan(self) -> list[Call]:
+        going: list[Work[Request]] = []
+        others: list[Work[Request]] = []
+        for work in self.scheduler.plan():
+            goes_on = work.phase is Phase.DECODE and work.brings_token
+            (going if goes_on else others).append(work)
+        return [
+            *map(self._speculative, batches(going, self.model.plan)),
+            *map(self.call, batches(others, self.model.plan)),
+        ]
 
     def run(self, call: Call) -> list[Computed]:
         if not isinstance(call, _Speculative):
             return super().run(call)
         brought = self._speculation.step(call.rows, self._rule)
         return [
-            Computed(work, of_row.tokens, of_row.logits)
+            Computed(work, of_row.tokens, of_row.logits, of_row.num_held)
             for work, of_row in zip(call.works, brought, strict=True)
         ]
 
@@ -63,10 +68,14 @@ class SpeculativeEngine(Engine):
         )
         return output
 
+    def _speculative(self, works: Sequence[Work[Request]]) -> Call:
+        return _Speculative(works, {}, [self._going(work.request) for work in works])
+
     def _going(self, request: Request) -> Going:
         """As many proposals as the cache has free blocks for, without taking anybody else's."""
         blocks, num_tokens = self.scheduler.blocks, len(request.tokens)
-        most = self._speculation.most(num_tokens, request.max_len - num_tokens)
+        num_new = request.max_len - num_tokens
+        most = self._speculation.most(num_tokens, request.num_held, num_new)
         while not blocks.grow(request.id, num_tokens + most):
             most -= 1
-        return Going(request, blocks.table(request.id), most)
+        return Going(request, blocks.table(request.id), request.num_held, most, num_new - 1)

@@ -17,6 +17,7 @@ from nxdi.generation.speculation.draft import DraftModel
 from nxdi.generation.speculation.eagle import EagleHead
 from nxdi.generation.speculation.lookup import PromptLookup
 from nxdi.generation.speculation.loop import Batch, GeneratedRow, speculative_loop
+from nxdi.generation.speculation.medusa import MedusaHeads
 from nxdi.generation.speculation.proposals import Proposer, Rule
 from nxdi.generation.speculation.rules import ProcessedRule, SeededRule
 from nxdi.generation.speculation.step import Speculation
@@ -32,6 +33,11 @@ def make_lookup(config: GenerationConfig) -> PromptLookup:
     return PromptLookup(
         config.prompt_lookup_num_tokens, **({} if size is None else {"max_ngram": size})
     )
+
+
+def own_proposer(model: NeuronBaseForCausalLM) -> Proposer | None:
+    """What a model speculates with of its own accord: its Medusa heads, if it has any."""
+    return MedusaHeads() if model.neuron_config.is_medusa else None
 
 
 def make_draft(model: Any) -> Proposer:

@@ -33,7 +33,7 @@ class PromptLookup:
 
     def check(self, target: NeuronBaseForCausalLM) -> None:
         """Raises: ConfigError if a step of `target` verifies fewer tokens than are asked for."""
-        length = target.neuron_config.speculation_length
+        length = target.neuron_config.num_verified
         if self.num_tokens is not None and self.num_tokens >= length:
             raise ConfigError(
                 f"prompt lookup of {self.num_tokens} tokens, but speculation_length={length} "

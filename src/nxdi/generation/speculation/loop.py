@@ -15,7 +15,7 @@ from nxdi.generation.ahead import Starter
 from nxdi.generation.loop import Streamer
 from nxdi.generation.rows import Row, row_inputs
 from nxdi.generation.speculation.proposals import Proposal, Rule, Seen
-from nxdi.generation.speculation.step import Going, Speculation
+from nxdi.generation.speculation.step import Brought, Going, Speculation
 
 
 @dataclass
@@ -24,7 +24,8 @@ class GeneratedRow:
 
     id: its cache row; table: as `Row`'s. prompt [T]: as the caller gave it, with padding. tokens:
     those of it that are real, then the new ones. stopped_at: new tokens it had when a criterion
-    stopped it; what comes after does not count, unless rows are to have equal lengths.
+    stopped it; what comes after does not count, unless rows are to have equal lengths. num_held: as
+    `Going`'s.
     """
 
     id: int
@@ -35,16 +36,18 @@ class GeneratedRow:
     sampling_params: tuple[float, float, float] = (1, 1.0, 1.0)
     new: list[int] = field(default_factory=list)
     stopped_at: int | None = None
+    num_held: int = 0
 
     def shown(self, more: Sequence[int] = ()) -> Tensor:
         """input_ids [1, T] as transformers' processors and criteria see them, `more` tokens on."""
         new = torch.tensor([*self.new, *more], dtype=self.prompt.dtype)
         return torch.cat([self.prompt, new]).unsqueeze(0)
 
-    def take(self, tokens: Sequence[int], stopping: StoppingCriteriaList) -> None:
+    def take(self, brought: Brought, stopping: StoppingCriteriaList) -> None:
         """Have more tokens, and see whether the row stops at one of them."""
         is_over: Any = stopping  # its annotations name tensor subclasses
-        for token in tokens:
+        self.num_held = brought.num_held
+        for token in brought.tokens:
             self.new.append(token)
             self.tokens.append(token)
             if self.stopped_at is None and bool(is_over(self.shown(), None).all()):
@@ -119,8 +122,8 @@ def speculative_loop(
         except BaseException:
             step.drop()
             raise
-        for row, tokens in zip(rows, step.result(), strict=True):
-            row.take(tokens, stopping)
+        for row, brought in zip(rows, step.result(), strict=True):
+            row.take(brought, stopping)
     if streamer is not None:
         _stream(streamer, batch, num_streamed)
         streamer.end()
@@ -135,28 +138,35 @@ def _stream(streamer: Streamer, batch: Batch, start: int) -> int:
 
 def _advance(
     speculation: Speculation, rule: Rule, rows: Sequence[GeneratedRow], left: Sequence[int]
-) -> list[list[int]]:
+) -> list[Brought]:
     """The next tokens of each row, of which it needs at most as many as are `left`.
 
     Rows without new tokens, and those at LongRoPE's switch, are prefilled.
     """
     model = speculation.model
     whole = [not row.new or len(row.tokens) - 1 == model.prefill_again_at for row in rows]
-    found: dict[Hashable, list[int]] = {}
+    found: dict[Hashable, Brought] = {}
     if prompts := [row for row, is_whole in zip(rows, whole, strict=True) if is_whole]:
         inputs = [Row(row.tokens, 0, row.table) for row in prompts]
         output = model(**row_inputs(model.neuron_config, inputs), **rule.inputs(prompts))
         for index, row in enumerate(prompts):
-            found[row.id] = rule.accept(row, Proposal(), output, index)
+            tokens = rule.accept(row, Proposal(), output, index).tokens
+            found[row.id] = Brought(tokens, None, len(row.tokens))
         speculation.proposer.watch(
             [Seen(row, row.tokens, 0, output, index) for index, row in enumerate(prompts)]
         )
     going = [
-        Going(row, row.table, speculation.most(len(row.tokens), num_left))
+        Going(
+            row,
+            row.table,
+            row.num_held,
+            speculation.most(len(row.tokens), row.num_held, num_left),
+            num_left - 1,
+        )
         for row, num_left, is_whole in zip(rows, left, whole, strict=True)
         if not is_whole
     ]
     if going:
         for goes, brought in zip(going, speculation.step(going, rule), strict=True):
-            found[goes.sequence.id] = brought.tokens
+            found[goes.sequence.id] = brought
     return [found[row.id] for row in rows]

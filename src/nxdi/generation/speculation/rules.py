@@ -14,12 +14,8 @@ from nxdi.config import NeuronConfig
 from nxdi.generation.speculation.proposals import Continued, Proposal
 from nxdi.generation.token_choice import make_token_choice
 from nxdi.models.causal_lm import CausalLMOutput
-from nxdi.modules.speculation.acceptance import (
-    Accepted,
-    accept_by_rejection,
-    accept_matching,
-    certain,
-)
+from nxdi.modules.speculation.acceptance import accept_by_rejection
+from nxdi.modules.speculation.tree import Path, follow
 
 
 @dataclass(frozen=True)
@@ -56,11 +52,17 @@ class SeededRule:
         return self._draft_choice.token(whole, output, row), None
 
     def accept(
-        self, sequence: Continued, proposal: Proposal, output: CausalLMOutput, row: int
-    ) -> list[int]:
-        num_choices = len(proposal.tokens) + 1
-        chosen = [self._choice.token(sequence, output, row, ahead) for ahead in range(num_choices)]
-        return _tokens(accept_matching(_row(proposal.tokens), _row(chosen)))
+        self,
+        sequence: Continued,
+        proposal: Proposal,
+        output: CausalLMOutput,
+        row: int,
+        first: int = 0,
+    ) -> Path:
+        def choose(path: list[int]) -> int:
+            return self._choice.token(sequence, output, row, first + path[-1], len(path) - 1)
+
+        return follow(proposal.tokens, proposal.parents, choose)
 
 
 class Shown(Continued, Protocol):
@@ -74,7 +76,8 @@ class Shown(Continued, Protocol):
 class ProcessedRule:
     """transformers' logits processors, then the likeliest token, or draws from torch's generator.
 
-    What a draft model draws is kept or made up for by rejection sampling.
+    What a draft model draws is kept or made up for by rejection sampling; proposals that are
+    certain are kept if the target draws the same.
     """
 
     def __init__(self, processors: LogitsProcessorList, do_sample: bool) -> None:
@@ -100,37 +103,40 @@ class ProcessedRule:
         return int(torch.multinomial(draft, num_samples=1)), draft
 
     def accept(
-        self, sequence: Shown, proposal: Proposal, output: CausalLMOutput, row: int
-    ) -> list[int]:
+        self, sequence: Shown, proposal: Proposal, output: CausalLMOutput, row: int, first: int = 0
+    ) -> Path:
         assert output.logits is not None
-        tokens = proposal.tokens
-        scores = torch.stack(
-            [
-                self._scores(sequence, tokens[:ahead], output.logits[row, ahead])
-                for ahead in range(len(tokens) + 1)
-            ]
-        ).unsqueeze(0)
-        proposed = _row(tokens)
-        if not self._do_sample:
-            return _tokens(accept_matching(proposed, scores.argmax(dim=-1)))
-        target = torch.softmax(scores, dim=-1)
-        if proposal.draft is None:
-            draft = certain(proposed, target.shape[-1])
-        else:
-            draft = proposal.draft.unsqueeze(0)
+        logits, tokens = output.logits[row, first:], proposal.tokens
+        if proposal.draft is not None:
+            return self._accept_drawn(sequence, tokens, proposal.draft, logits)
+
+        def choose(path: list[int]) -> int:
+            more = [tokens[node - 1] for node in path[1:]]
+            return self._choose(self._scores(sequence, more, logits[path[-1]]))
+
+        return follow(tokens, proposal.parents, choose)
+
+    def _accept_drawn(
+        self, sequence: Shown, tokens: Sequence[int], draft: Tensor, logits: Tensor
+    ) -> Path:
+        """Of tokens in line that were drawn from `draft`. logits [K + 1, vocab_size]."""
+        scores = [
+            self._scores(sequence, tokens[:ahead], logits[ahead])
+            for ahead in range(len(tokens) + 1)
+        ]
+        target = torch.softmax(torch.stack(scores), dim=-1).unsqueeze(0)
         keep, draw = torch.rand(1, len(tokens)), torch.rand(1)
-        return _tokens(accept_by_rejection(proposed, target, draft, keep, draw))
+        proposed = torch.tensor([tokens], dtype=torch.int32)
+        kept = accept_by_rejection(proposed, target, draft.unsqueeze(0), keep, draw)
+        count = int(kept.num_tokens)
+        return Path(list(range(count)), kept.tokens[0, :count].tolist())
+
+    def _choose(self, scores: Tensor) -> int:
+        if not self._do_sample:
+            return int(scores.argmax())
+        return int(torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1))
 
     def _scores(self, sequence: Shown, more: Sequence[int], logits: Tensor) -> Tensor:
         """Processed scores [vocab_size] of the token after `more`."""
         scores: Tensor = self._processors(sequence.shown(more), logits.float().unsqueeze(0))
         return scores.squeeze(0)
-
-
-def _row(tokens: Sequence[int]) -> Tensor:
-    return torch.tensor([tokens], dtype=torch.int32)
-
-
-def _tokens(accepted: Accepted) -> list[int]:
-    tokens: list[int] = accepted.tokens[0, : int(accepted.num_tokens)].tolist()
-    return tokens

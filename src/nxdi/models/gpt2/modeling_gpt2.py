@@ -86,7 +86,7 @@ class NeuronGPT2Model(NeuronBaseModel):
         self.norm = _layer_norm(config)
 
     def embed(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        positions: Tensor = self.embed_positions(inputs["position_ids"].clamp(min=0))
+        positions: Tensor = self.embed_positions(self.order_of(inputs).places.clamp(min=0))
         x = super().embed(inputs)
         return x + positions.to(x.dtype)
 

@@ -204,7 +204,7 @@ class NeuronAttentionBase(nn.Module):
         ctx = ctx if ctx is not None else running_context(self)
         positions = rotary_position_ids if rotary_position_ids is not None else position_ids
         q, k, v, cos, sin, _ = self.prep_qkv_tensors(
-            positions if positions is not None else ctx.position_ids,
+            positions if positions is not None else ctx.token_places,
             hidden_states,
             past_key_value,
             adapter_ids=adapter_ids,

@@ -136,7 +136,7 @@ class LatentAttention(nn.Module):
         """Attend. The mask and the cache come from `ctx`."""
         q, q_rotary = self.queries(hidden_states)
         latent, k_rotary = self.latents(hidden_states)
-        cos, sin = self.rotary_emb(latent, ctx.position_ids)
+        cos, sin = self.rotary_emb(latent, ctx.token_places)
         rotate = rotation_of(self.rotary_emb)
         stored = self.kv_codec.encode(rotate(k_rotary, cos, sin), latent)
         attended = self.kv_codec.decode(ctx.append(self.cache_layout, *stored))

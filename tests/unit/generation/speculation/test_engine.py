@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from nxdi.errors import ConfigError
 from nxdi.generation import ContinuousBatcher, RequestOptions
 from nxdi.generation.speculation import DraftModel, PromptLookup
-from tiny_models import VOCAB_SIZE
+from tree_proposers import requests, run
 
 SAMPLES = {"on_device_sampling_config": {"dynamic": True}}
 BLOCKS = {"is_block_kv_layout": True, "pa_block_size": 4}
@@ -30,36 +29,11 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def requests(seed: int, number: int) -> list[tuple[list[int], RequestOptions]]:
-    """Half of them sampled; some begin alike."""
-    draw = random.Random(seed)
-    start = [draw.randrange(1, VOCAB_SIZE) for _ in range(9)]
-    made = []
-    for index in range(number):
-        prompt = start[: draw.randrange(10)] + [draw.randrange(1, VOCAB_SIZE) for _ in range(3)]
-        sampling: dict[str, Any] = {"do_sample": True, "temperature": 0.7} if index % 2 else {}
-        new = draw.choice([1, 2, 11, None])  # None: up to the end of the cache
-        options = RequestOptions(max_new_tokens=new, ignore_eos=True, seed=index, **sampling)
-        made.append((prompt, options))
-    return made
-
-
-def run(batcher: ContinuousBatcher, seed: int, number: int = 7) -> list[list[int]]:
-    """The tokens of each request; some come while others run."""
-    waiting, ids, found = requests(seed, number), [], {}
-    while waiting or batcher.num_requests:
-        if waiting:
-            ids.append(batcher.add(*waiting.pop(0)))
-        for output in batcher.step():
-            found.setdefault(output.request_id, []).append(output.token)
-    return [found[request] for request in ids]
-
-
 @pytest.mark.parametrize("kind", MODELS)
 def test_tokens_are_those_of_plain_decoding(kind: str, folders: Any) -> None:
-    options = MODELS[kind]
+    options, asked = MODELS[kind], requests(1, 7)
     model = folders.app(**options)
-    expected = run(ContinuousBatcher(model), 1)
+    expected = run(ContinuousBatcher(model), asked)
     own = {name: value for name, value in options.items() if name in SAMPLES}
     for proposer in (
         PromptLookup(),
@@ -67,7 +41,7 @@ def test_tokens_are_those_of_plain_decoding(kind: str, folders: Any) -> None:
         DraftModel(folders.app("target", **own, speculation_length=0)),
     ):
         batcher = ContinuousBatcher(model, proposer=proposer)
-        assert run(batcher, 1) == expected
+        assert run(batcher, asked) == expected
         assert batcher.speculation is not None
         counts = batcher.speculation.counts
     assert counts.acceptance == 1  # of the twin, sampled requests too

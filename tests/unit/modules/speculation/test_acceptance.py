@@ -8,7 +8,7 @@ from torch import Tensor
 
 from chi_square import LEAST_P, p_value
 from nxdi.modules.sampling import draw_token
-from nxdi.modules.speculation import acceptance
+from nxdi.modules.speculation import acceptance, tree
 from nxdi.modules.speculation.acceptance import (
     Accepted,
     accept_by_rejection,
@@ -154,10 +154,29 @@ def sampled_choices(target: Tensor, draft: Tensor, num_proposed: int) -> Step:
     return step
 
 
+def trees(target: Tensor, draft: Tensor, num_proposed: int) -> Step:
+    """Certain proposals in a tree; the target draws after each node, whatever came before."""
+    parents, guess = (-1, 0, 1, 0, 3, 0), [0, 2, 1, 0, 3, 2]
+    size = min(num_proposed + 2, len(parents))
+    sees, above = tree.ancestors(parents)[:size, :size], ints([list(parents[:size])])
+
+    def step(last: Tensor, uniform: Tensor, generator: torch.Generator) -> Accepted:
+        nodes = ints([guess[:size]]).repeat(len(last), 1)
+        nodes[:, 0] = last
+        p = target[nodes.long()].flatten(0, 1)
+        chosen = torch.multinomial(p, 1, generator=generator).view(nodes.shape).int()
+        rows = (x.expand(len(last), *x.shape[1:]) for x in (above, sees.unsqueeze(0)))
+        kept = tree.accept_path(nodes, *rows, chosen)
+        return Accepted(kept.tokens, kept.num_tokens)
+
+    return step
+
+
 MODES = {
     "draft model": drawn_proposals,
     "prompt lookup": certain_proposals,
     "same numbers": sampled_choices,
+    "trees": trees,
 }
 LENGTH = 3  # tokens of each sequence; their joint distribution is compared
 
@@ -230,6 +249,17 @@ def test_choices_that_are_kept_though_they_differ_are_noticed(
 
     monkeypatch.setattr(acceptance, "accept_matching", one_more)
     assert fit(sampled_choices(*PAIRS["other"], 2), TARGET) < LEAST_P
+
+
+def test_a_path_that_is_kept_though_it_differs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def first_child(*inputs: Tensor) -> tree.KeptPath:
+        chosen = inputs[-1].clone()
+        chosen[:, 0] = torch.where(chosen[:, 0] == 3, inputs[0][:, 1], chosen[:, 0])
+        return tree_rule(*inputs[:-1], chosen)
+
+    tree_rule = tree.accept_path
+    monkeypatch.setattr(tree, "accept_path", first_child)
+    assert fit(trees(*PAIRS["other"], 4), TARGET) < LEAST_P
 
 
 def test_both_rules_trace() -> None:

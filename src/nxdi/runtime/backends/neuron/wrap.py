@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nxdi.graph.plan import GraphSpec
+from nxdi.graph.plan import GraphPlan, GraphSpec
 from nxdi.runtime.backend import Program, StepModule
 
 MODEL = "model."  # where the weights are below a step
@@ -23,7 +23,9 @@ def cache_name(index: int) -> str:
 class Step(nn.Module):
     """A step of one graph: takes the graph's inputs by name, returns its outputs in order."""
 
-    def __init__(self, model: StepModule, spec: GraphSpec, caches: list[Tensor]) -> None:
+    def __init__(
+        self, model: StepModule, spec: GraphSpec, caches: list[Tensor], signature: Signature
+    ) -> None:
         super().__init__()
         self.model, self.spec = model, spec
         self.cache_names = [cache_name(index) for index in range(len(caches))]
@@ -32,8 +34,7 @@ class Step(nn.Module):
         # Inputs differ between models. The SDK learns their names from the signature of forward,
         # calls it with keywords, and compiles no Python code.
         forward: Any = partial(self.run)
-        kind = Parameter.POSITIONAL_OR_KEYWORD
-        forward.__signature__ = Signature([Parameter(item.name, kind) for item in spec.inputs])
+        forward.__signature__ = signature
         self.forward = forward
 
     def run(self, **inputs: Tensor) -> tuple[Tensor, ...]:
@@ -45,12 +46,26 @@ class Step(nn.Module):
         return tuple(outputs[name] for name in self.spec.outputs)
 
 
+def step_signature(plan: GraphPlan) -> Signature:
+    """The parameters of every step of a model: the SDK wants the same of all its graphs.
+
+    What only some graphs take comes last and defaults to None.
+    """
+    inputs = [[item.name for item in graph.inputs] for graph in plan.graphs]
+    names = dict.fromkeys(name for of_graph in inputs for name in of_graph)
+    is_common = {name: all(name in of_graph for of_graph in inputs) for name in names}
+    kind = Parameter.POSITIONAL_OR_KEYWORD
+    common = [Parameter(name, kind) for name in names if is_common[name]]
+    others = [Parameter(name, kind, default=None) for name in names if not is_common[name]]
+    return Signature([*common, *others])
+
+
 def make_step(program: Program, spec: GraphSpec) -> Step:
     """The module to trace for `spec`, with parameters in memory but of no particular value."""
     model = program.build(spec.phase)
     caches = program.make_caches(model)
     _materialise(model)
-    return Step(model, spec, caches)
+    return Step(model, spec, caches, step_signature(program.plan))
 
 
 def _materialise(model: StepModule) -> None:
