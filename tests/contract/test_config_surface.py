@@ -23,6 +23,7 @@ OWN = {"backend", "kv_cache_memory_bytes", "strict_kernels"}
 _SUPPORTED = """
     activation_quantization_type allow_input_truncation async_mode attn_cls backend batch_size
     chunked_prefill_config context_encoding_buckets ctx_batch_size enable_bucketing
+    enable_fused_speculation
     ep_dispatch_cc_option is_block_kv_layout is_continuous_batching is_prefix_caching
     kv_cache_batch_size kv_cache_memory_bytes kv_cache_quant kv_quant_config local_ranks_size
     max_batch_size max_context_length max_length max_new_tokens modules_to_not_convert on_cpu
@@ -62,7 +63,7 @@ _DEVICE = """
 _REFUSED = """
     attention_dp_degree attention_dtype cast_type cp_degree
     draft_model_modules_to_not_convert eagle_rolling_buffer_kernel_enabled
-    enable_eagle_draft_input_norm enable_eagle_speculation enable_fused_speculation
+    enable_eagle_draft_input_norm enable_eagle_speculation
     enable_ve_data_parallel ep_degree flash_decoding_enabled fused_rmsnorm_skip_gamma is_eagle3
     is_eagle_draft is_full_model_shuffled is_medusa is_mxfp4_compute lora_config
     medusa_speculation_length medusa_tree mlp_cp_degree num_medusa_heads padded_hidden_size

@@ -30,7 +30,15 @@ from nxdi.parallel_layers.groups import SimulatedWorld, acting_as
 from nxdi.runtime.backends.cpu.pieces import Piece, example_arguments, plan_parts
 from nxdi.tools.lowering.lint import find_divergences
 from nxdi.types import Phase
-from tiny_models import COMPILED, FAMILIES, load_app, make_app, save_tiny, tiny_hf_model
+from tiny_models import (
+    COMPILED,
+    FAMILIES,
+    load_app,
+    make_app,
+    make_fused,
+    save_tiny,
+    tiny_hf_model,
+)
 from tolerances import CACHE_FP32
 
 # Two kinds of layers where a family has them, and windows shorter than the sequences here.
@@ -48,6 +56,12 @@ PARTICULAR: dict[str, dict[str, Any]] = {
 }
 SAMPLING = OnDeviceSamplingConfig(dynamic=True)
 SEQ_LEN, ROWS, LAYERS = 16, 2, 2
+SIZES = {
+    "seq_len": SEQ_LEN,
+    "batch_size": ROWS,
+    "on_device_sampling_config": SAMPLING,
+    "output_logits": True,
+}
 CACHES = {f"caches_{i}" for i in range(2 * LAYERS)}
 
 
@@ -68,8 +82,12 @@ def export(
 
     With `part_index` that of one of the pieces that the cpu backend compiles, with its kernels.
     """
-    sampling = {"on_device_sampling_config": SAMPLING, "output_logits": True}
-    app = make_app(folder, **{"seq_len": SEQ_LEN, "batch_size": ROWS, **sampling, **options})
+    return export_step(make_app(folder, **{**SIZES, **options}), phase, part_index, rank)
+
+
+def export_step(
+    app: NeuronBaseForCausalLM, phase: Phase, part_index: int | None = None, rank: int = 0
+) -> ExportedProgram:
     world = SimulatedWorld(app.neuron_config.tp_degree)
     with pytest.MonkeyPatch.context() as patch, acting_as(world, rank):
         if part_index is None:
@@ -77,7 +95,7 @@ def export(
         model: Any = app.build(phase)
         spec = app.plan.of(phase)[0]
         part = plan_parts(model, spec)[part_index or 0]
-        arguments = example_arguments(model, part, spec, app.program().cache_dtype)
+        arguments = example_arguments(model, part, spec)
         with torch.no_grad(), platform("neuron" if part_index is None else "cpu"):
             return torch.export.export(Piece(part), arguments, strict=False)
 
@@ -234,6 +252,36 @@ def test_a_verify_graph_keeps_the_same_rules(family: str, folders: dict[str, Pat
     assert shapes == [(ROWS, 4), (ROWS, 4), (ROWS,), (ROWS, 3), (ROWS, 4)]
     assert collectives(program) == collectives_of_step(family, LAYERS)
     assert find_divergences(program) == []
+
+
+@pytest.mark.parametrize(
+    ("phase", "draft_degree"),
+    [
+        (Phase.VERIFY, 1),
+        pytest.param(Phase.VERIFY, 2, marks=pytest.mark.slow),
+        *(pytest.param(phase, 2, marks=pytest.mark.slow) for phase in PHASES),
+    ],
+)
+def test_a_draft_model_in_the_graph_keeps_them_too(
+    phase: Phase, draft_degree: int, folders: dict[str, Path]
+) -> None:
+    """The caches of both are written once; one on each rank alone needs no collectives."""
+    length = 3
+    own = {"tp_degree": draft_degree}
+    options = {**SIZES, "tp_degree": 2, "speculation_length": length, "draft_options": own}
+    app = make_fused(folders["mistral"], folders["llama"], **options)
+    program = export_step(app, phase)
+    check_state(program, {f"caches_{i}" for i in range(4 * LAYERS)})
+    check_dtypes(program)
+    assert find_divergences(program) == []
+    if phase is not Phase.VERIFY:
+        return
+    shapes = [tuple(t.shape) for n, t in placeholders(program).items() if n.startswith("inputs_")]
+    assert shapes == [(ROWS, length), (ROWS, length), (ROWS,), (ROWS, 3), (ROWS, length)]
+    expected = collectives_of_step("mistral", LAYERS)
+    for _ in range(length if draft_degree == 2 else 0):
+        expected += collectives_of_step("llama", LAYERS)
+    assert collectives(program) == expected
 
 
 @pytest.mark.parametrize("phase", PHASES)

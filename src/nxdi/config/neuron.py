@@ -271,6 +271,11 @@ class NeuronConfig(KeywordConfig):
         return max(self.speculation_length - 1, 0)
 
     @property
+    def proposes_in_graph(self) -> bool:
+        """Whether verify graphs make their own proposals, with a draft model in them."""
+        return self.enable_fused_speculation
+
+    @property
     def is_for_neuron(self) -> bool:
         """Whether a Neuron device is what the graphs are made for."""
         return self.backend.startswith("neuron")

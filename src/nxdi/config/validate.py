@@ -108,6 +108,23 @@ def _validate_lengths(config: NeuronConfig) -> None:
             f"speculation_length={config.speculation_length} is not between 0 (none) and "
             f"max_length={config.max_length}; it is the tokens of a row that one step verifies"
         )
+    if config.proposes_in_graph:
+        _validate_fused(config)
+
+
+def _validate_fused(config: NeuronConfig) -> None:
+    """Check what a graph that proposes tokens, and decides which of them are kept, needs."""
+    if config.speculation_length < 2:
+        raise ConfigError(
+            f"enable_fused_speculation=True with speculation_length={config.speculation_length} "
+            "proposes nothing; set it to 2 or more: each row's last token and those proposed"
+        )
+    if config.on_device_sampling_config is None:
+        raise ConfigError(
+            "enable_fused_speculation=True chooses tokens within the graph; set "
+            "on_device_sampling_config=OnDeviceSamplingConfig() for greedy search, or "
+            "OnDeviceSamplingConfig(dynamic=True) for sampling"
+        )
 
 
 def _validate_batches(config: NeuronConfig) -> None:

@@ -24,6 +24,7 @@ from nxdi.generation.ahead import make_starter
 from nxdi.generation.choosers import make_chooser
 from nxdi.generation.loop import Generated, decode_loop
 from nxdi.generation.speculation.generate import (
+    choose_proposer,
     make_draft,
     make_lookup,
     speculative_decode_loop,
@@ -147,7 +148,7 @@ class HuggingFaceGenerationAdapter(_GenerationMixin):  # type: ignore[misc]  # s
                     f"prompt_lookup_num_tokens={config.prompt_lookup_num_tokens} and "
                     "assistant_model both propose tokens; give one"
                 )
-            model_kwargs["proposer"] = make_lookup(config)
+            model_kwargs["proposer"] = make_lookup(self.neuron_model, config)
             config.prompt_lookup_num_tokens = None
         return merged
 
@@ -191,8 +192,9 @@ class HuggingFaceGenerationAdapter(_GenerationMixin):  # type: ignore[misc]  # s
         has_eos = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
         pad = generation_config._pad_token_tensor if has_eos else None
         run = decode_loop
-        if model_kwargs.get("proposer") is not None:
-            run = partial(speculative_decode_loop, proposer=model_kwargs["proposer"])
+        proposer = choose_proposer(self.neuron_model, model_kwargs.get("proposer"), chooser)
+        if proposer is not None:
+            run = partial(speculative_decode_loop, proposer=proposer)
         run(
             self.neuron_model,
             done,

@@ -21,6 +21,8 @@ from nxdi.graph.inputs import (
 )
 from nxdi.types import Phase
 
+FUSED_TAG = "fused_speculation_model"
+
 
 @dataclass(frozen=True)
 class GraphSpec:
@@ -29,7 +31,8 @@ class GraphSpec:
     `length` is in tokens: a prefill, extend or verify graph takes that many new tokens per row, a
     decode graph takes one and attends to that many cache slots. `context`: the cache slots that an
     extend or verify graph attends to, those of its new tokens included. `block_size`: of a paged
-    cache, else 0.
+    cache, else 0. `proposes`: a verify graph takes each row's last token only and proposes the
+    others itself, at the positions it is given.
     """
 
     phase: Phase
@@ -39,6 +42,7 @@ class GraphSpec:
     outputs: tuple[str, ...]
     context: int = 0
     block_size: int = 0
+    proposes: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -53,7 +57,12 @@ class GraphSpec:
     @property
     def name(self) -> str:
         context = f"_c{self.context}" if self.context else ""
-        return f"{self.phase.tag}_b{self.batch_size}_s{self.length}{context}"
+        return f"{self.tag}_b{self.batch_size}_s{self.length}{context}"
+
+    @property
+    def tag(self) -> str:
+        """NxDI's name for the sub-model it belongs to."""
+        return FUSED_TAG if self.proposes else self.phase.tag
 
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
         num_blocks = -(-self.num_slots // self.block_size) if self.block_size else 0
@@ -133,8 +142,11 @@ def plan_graphs(config: NeuronConfig) -> GraphPlan:
     block_size = config.pa_block_size if config.is_block_kv_layout else 0
 
     def graph(phase: Phase, batch_size: int, length: int, context: int = 0) -> GraphSpec:
-        inputs = _inputs(config, phase)
-        return GraphSpec(phase, batch_size, length, inputs, outputs, context, block_size)
+        inputs, proposes = (
+            _inputs(config, phase),
+            phase is Phase.VERIFY and config.proposes_in_graph,
+        )
+        return GraphSpec(phase, batch_size, length, inputs, outputs, context, block_size, proposes)
 
     pieces = _ladder(config, config.context_encoding_buckets, config.max_context_length)
     if (longest := config.windowed_context_encoding_size) is not None:

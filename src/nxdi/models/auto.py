@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from nxdi import env
+from nxdi.config import FusedSpecNeuronConfig
 from nxdi.config.serialize import CONFIG_FILE
 from nxdi.errors import ConfigError
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.models.folder_options import with_folder_options
+from nxdi.models.fused import SHARED
 from nxdi.models.registry import class_for_folder
 from nxdi.runtime.artifact import Artifact
 from nxdi.runtime.store import MANIFEST, weights_fingerprint
+
+_ALSO_THE_DRAFTS = ("torch_dtype", "tp_degree")
 
 
 class AutoModelForCausalLM:
@@ -39,6 +44,7 @@ class AutoModelForCausalLM:
         architecture: str | None = None,
         artifact_dir: str | PathLike[str] | None = None,
         progress: bool | None = None,
+        draft_model_path: str | PathLike[str] | None = None,
         **options: Any,
     ) -> NeuronBaseForCausalLM:
         """A loaded model.
@@ -50,17 +56,24 @@ class AutoModelForCausalLM:
         artifact_dir: where the compiled graphs are, or are put if there are none; default: what
         NEURON_COMPILED_ARTIFACTS names, if they are for Neuron, else a folder in the cache named
         after everything that decides them, so that any change leads to another folder.
+        draft_model_path: the folder of the draft model of enable_fused_speculation. It has the
+        weights' dtype and tp_degree that `options` name for the target, and is quantized if its
+        folder is; for others give the model's config a FusedSpecNeuronConfig.
         options: keywords of NeuronConfig.
         Raises: ArtifactError if `artifact_dir` holds graphs made for something else.
         """
         folder = Path(model_dir)
         if (folder / MANIFEST).is_file():
-            asked = {} if architecture is None else {"architecture": architecture}
+            given = {"architecture": architecture, "draft_model_path": draft_model_path}
+            asked = {name: value for name, value in given.items() if value is not None}
             return _from_artifact(folder, {**asked, **options})
         model_cls = cls.class_for(folder, architecture)
         options = with_folder_options(model_cls, folder, options)
         neuron_config = model_cls.get_config_cls().get_neuron_config_cls()(**options)
-        model = model_cls(folder, neuron_config=neuron_config)
+        config = model_cls.get_config_cls().from_pretrained(folder, neuron_config)
+        if draft_model_path is not None:
+            config.fused_spec_config = _fused(model_cls, Path(draft_model_path), options)
+        model = model_cls(folder, config)
         if artifact_dir is None and model.backend.name == "neuron":
             artifact_dir = env.neuron_artifacts()
         path = Path(artifact_dir) if artifact_dir is not None else default_artifact_dir(model)
@@ -68,6 +81,18 @@ class AutoModelForCausalLM:
         model.compile_if(lambda: _must_compile(path, is_in_cache), path, progress)
         model.load(path)
         return model
+
+
+def _fused(
+    target_cls: type[NeuronBaseForCausalLM], folder: Path, options: Mapping[str, Any]
+) -> FusedSpecNeuronConfig:
+    """The draft model in `folder` for a target with `options`."""
+    draft_cls = AutoModelForCausalLM.class_for(folder)
+    own = {name: options[name] for name in (*SHARED, *_ALSO_THE_DRAFTS) if name in options}
+    own = with_folder_options(draft_cls, folder, own)
+    config_cls = draft_cls.get_config_cls()
+    config = config_cls.from_pretrained(folder, config_cls.get_neuron_config_cls()(**own))
+    return FusedSpecNeuronConfig(target_cls._model_cls, config, folder, draft_cls)
 
 
 def _must_compile(path: Path, is_in_cache: bool) -> bool:

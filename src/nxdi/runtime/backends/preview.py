@@ -29,28 +29,21 @@ _PLATFORMS = {"eager": "generic"}  # where its name is not that of the backend
 def preview_kernels(program: Program, backend: str) -> dict[str, list[Choice]]:
     """For each planned graph, by name, the kernel of each operation and why others declined."""
     models = {phase: program.build(phase) for phase in {g.phase for g in program.plan.graphs}}
-    return {
-        spec.name: _choices(models[spec.phase], spec, program.cache_dtype, backend)
-        for spec in program.plan.graphs
-    }
+    return {spec.name: _choices(models[spec.phase], spec, backend) for spec in program.plan.graphs}
 
 
-def _choices(
-    model: StepModule, spec: GraphSpec, cache_dtype: torch.dtype, backend: str
-) -> list[Choice]:
+def _choices(model: StepModule, spec: GraphSpec, backend: str) -> list[Choice]:
     made: dict[str, set[Choice]] = {}
     choices: set[Choice] = set()
     for part in plan_parts(model, spec):
         if part.piece not in made:
-            made[part.piece] = _trace(model, spec, part, cache_dtype, backend)
+            made[part.piece] = _trace(model, spec, part, backend)
         choices.update(below(part.path, made[part.piece]))
     return sorted(choices)
 
 
-def _trace(
-    model: StepModule, spec: GraphSpec, part: Part, cache_dtype: torch.dtype, backend: str
-) -> set[Choice]:
-    arguments = example_arguments(model, part, spec, cache_dtype)
+def _trace(model: StepModule, spec: GraphSpec, part: Part, backend: str) -> set[Choice]:
+    arguments = example_arguments(model, part, spec)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     arguments = pytree.tree_map(fake.from_tensor, arguments)
     name = _PLATFORMS.get(backend, backend)

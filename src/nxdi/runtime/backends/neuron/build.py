@@ -62,7 +62,8 @@ def build_model(
     """
     graphs = program.plan.graphs
     # The SDK compares the inputs of graphs only up to the shorter list.
-    assert len({spec.inputs for spec in graphs}) == 1, "graphs of one model take different inputs"
+    names = {tuple(item.name for item in spec.inputs) for spec in graphs}
+    assert len(names) == 1, "graphs of one model take different inputs"
     model, index = nxd.NxDModel(world_size=state.world_size), {}
     with state:
         for done, spec in enumerate(graphs):
