@@ -80,6 +80,7 @@ class FakeModel:
     def __post_init__(self) -> None:
         self.config = SimpleNamespace(vocab_size=VOCAB_SIZE)
         self.neuron_config = SimpleNamespace(
+            proposes_in_graph=False,
             tkg_batch_size=self.rows,
             max_context_length=self.max_context_length,
             allow_input_truncation=self.allow_input_truncation,

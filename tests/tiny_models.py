@@ -61,7 +61,7 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
-from nxdi.config import load_pretrained_config
+from nxdi.config import FusedSpecNeuronConfig, InferenceConfig, load_pretrained_config
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.models.registry import class_for_folder
 
@@ -277,16 +277,46 @@ def make_app(folder: Path, **options: Any) -> NeuronBaseForCausalLM:
 
     `options` are NeuronConfig keywords; the backend is eager unless they say otherwise.
     """
-    model_cls = class_for_folder(folder)
-    config_cls = model_cls.get_config_cls()
+    return class_for_folder(folder)(folder, make_config(folder, **options))
+
+
+def make_config(folder: Path, **options: Any) -> InferenceConfig:
+    """The config of `make_app`."""
+    config_cls = class_for_folder(folder).get_config_cls()
     options = {"backend": "eager", "torch_dtype": torch.float32, **options}
     neuron_config = config_cls.get_neuron_config_cls()(**options)
-    return model_cls(folder, config_cls(neuron_config, load_config=load_pretrained_config(folder)))
+    return config_cls(neuron_config, load_config=load_pretrained_config(folder))
+
+
+def make_fused(folder: Path, draft: Path, **options: Any) -> NeuronBaseForCausalLM:
+    """`make_app` with a draft model in the graphs; `draft_options` are keywords of its own."""
+    own = options.pop("draft_options", {})
+    fused: dict[str, Any] = {
+        "enable_fused_speculation": True,
+        "speculation_length": 4,
+        "on_device_sampling_config": {},
+    }
+    target_cls, draft_cls = class_for_folder(folder), class_for_folder(draft)
+    config = make_config(folder, **{**fused, **options})
+    shared = {"backend": config.neuron_config.backend, "tp_degree": config.neuron_config.tp_degree}
+    config.fused_spec_config = FusedSpecNeuronConfig(
+        target_cls._model_cls, make_config(draft, **{**shared, **own}), draft, draft_cls
+    )
+    return target_cls(folder, config)
+
+
+def loaded(app: NeuronBaseForCausalLM, artifact: Path) -> NeuronBaseForCausalLM:
+    """A model, compiled to `artifact` and loaded."""
+    app.compile(artifact, progress=False)
+    app.load(artifact)
+    return app
 
 
 def load_app(folder: Path, **options: Any) -> NeuronBaseForCausalLM:
     """`make_app`, compiled to `folder/artifact` and loaded."""
-    app = make_app(folder, **options)
-    app.compile(folder / "artifact", progress=False)
-    app.load(folder / "artifact")
-    return app
+    return loaded(make_app(folder, **options), folder / "artifact")
+
+
+def load_fused(folder: Path, draft: Path, **options: Any) -> NeuronBaseForCausalLM:
+    """`make_fused`, compiled to `folder/fused` and loaded."""
+    return loaded(make_fused(folder, draft, **options), folder / "fused")

@@ -44,7 +44,6 @@ def _planned(what: str) -> str:
 # Below `nxdi.`: a module (with everything in it) or one name of a module -> what to do instead.
 ABSENT = {
     # models
-    "models.config.FusedSpecNeuronConfig": _planned("speculation"),
     "models.config.MultimodalVisionNeuronConfig": _VISION,
     "models.config.TensorCaptureConfig": "use capture_tensors of nxdi.tools.accuracy.tensors",
     "models.config.TensorReplacementConfig": "use replace_tensors of nxdi.tools.accuracy.tensors",

@@ -23,7 +23,8 @@ OWN = {"backend", "kv_cache_memory_bytes", "strict_kernels"}
 _SUPPORTED = """
     activation_quantization_type allow_input_truncation async_mode attn_cls backend batch_size
     chunked_prefill_config context_encoding_buckets ctx_batch_size enable_bucketing
-    enable_eagle_draft_input_norm enable_eagle_speculation is_eagle3 is_eagle_draft
+    enable_eagle_draft_input_norm enable_eagle_speculation enable_fused_speculation
+    is_eagle3 is_eagle_draft
     ep_dispatch_cc_option is_block_kv_layout is_continuous_batching is_medusa is_prefix_caching
     kv_cache_batch_size kv_cache_memory_bytes kv_cache_quant kv_quant_config local_ranks_size
     max_batch_size max_context_length max_length max_new_tokens medusa_speculation_length
@@ -64,7 +65,6 @@ _DEVICE = """
 _REFUSED = """
     attention_dp_degree attention_dtype cast_type cp_degree
     draft_model_modules_to_not_convert
-    enable_fused_speculation
     enable_ve_data_parallel ep_degree flash_decoding_enabled fused_rmsnorm_skip_gamma
     is_full_model_shuffled is_mxfp4_compute lora_config
     mlp_cp_degree padded_hidden_size

@@ -30,7 +30,14 @@ from nxdi.parallel_layers.groups import SimulatedWorld, acting_as
 from nxdi.runtime.backends.cpu.pieces import Piece, example_arguments, plan_parts
 from nxdi.tools.lowering.lint import find_divergences
 from nxdi.types import Phase
-from tiny_models import COMPILED, FAMILIES, load_app, make_app, save_tiny, tiny_hf_model
+from tiny_models import (
+    COMPILED,
+    FAMILIES,
+    load_app,
+    make_app,
+    save_tiny,
+    tiny_hf_model,
+)
 from tolerances import CACHE_FP32
 
 # Two kinds of layers where a family has them, and windows shorter than the sequences here.
@@ -48,6 +55,12 @@ PARTICULAR: dict[str, dict[str, Any]] = {
 }
 SAMPLING = OnDeviceSamplingConfig(dynamic=True)
 SEQ_LEN, ROWS, LAYERS = 16, 2, 2
+SIZES = {
+    "seq_len": SEQ_LEN,
+    "batch_size": ROWS,
+    "on_device_sampling_config": SAMPLING,
+    "output_logits": True,
+}
 CACHES = {f"caches_{i}" for i in range(2 * LAYERS)}
 
 
@@ -68,8 +81,12 @@ def export(
 
     With `part_index` that of one of the pieces that the cpu backend compiles, with its kernels.
     """
-    sampling = {"on_device_sampling_config": SAMPLING, "output_logits": True}
-    app = make_app(folder, **{"seq_len": SEQ_LEN, "batch_size": ROWS, **sampling, **options})
+    return export_step(make_app(folder, **{**SIZES, **options}), phase, part_index, rank)
+
+
+def export_step(
+    app: NeuronBaseForCausalLM, phase: Phase, part_index: int | None = None, rank: int = 0
+) -> ExportedProgram:
     world = SimulatedWorld(app.neuron_config.tp_degree)
     with pytest.MonkeyPatch.context() as patch, acting_as(world, rank):
         if part_index is None:
@@ -77,7 +94,7 @@ def export(
         model: Any = app.build(phase)
         spec = app.plan.of(phase)[0]
         part = plan_parts(model, spec)[part_index or 0]
-        arguments = example_arguments(model, part, spec, app.program().cache_dtype)
+        arguments = example_arguments(model, part, spec)
         with torch.no_grad(), platform("neuron" if part_index is None else "cpu"):
             return torch.export.export(Piece(part), arguments, strict=False)
 

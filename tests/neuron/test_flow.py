@@ -23,7 +23,9 @@ from nxdi.models.auto import AutoModelForCausalLM
 from nxdi.models.llama.modeling_llama import NeuronLlamaForCausalLM
 from nxdi.runtime.store import open_artifact
 from nxdi.types import Phase
-from tiny_models import FAMILIES, VOCAB_SIZE
+from nxdi.utils.hf_adapter import HuggingFaceGenerationAdapter
+from tiny_models import FAMILIES, VOCAB_SIZE, make_fused
+from tiny_models import loaded as compiled
 
 TESTS, SOURCE = Path(__file__).parents[1], Path(nxdi.__file__).parents[1]
 # One rank and four are the same code for every family: in the default run for one without, and one
@@ -114,6 +116,42 @@ def test_trees_of_a_model_s_own_heads(sdk: Double, folders: Folders, tmp_path: P
     )
     assert torch.equal(found.candidates, expected.candidates)
     torch.testing.assert_close(found.logits, expected.logits)
+
+
+@pytest.mark.parametrize(
+    ("tp_degree", "draft_degree", "sampling"),
+    [
+        pytest.param(1, 1, {}, marks=pytest.mark.slow),
+        (2, 1, {}),
+        pytest.param(2, 2, {}, marks=pytest.mark.slow),
+        pytest.param(2, 2, {"dynamic": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_draft_model_in_the_graph(
+    tp_degree: int,
+    draft_degree: int,
+    sampling: dict[str, Any],
+    sdk: Double,
+    folders: Folders,
+    tmp_path: Path,
+) -> None:
+    """The target's twin is always right: three new tokens per step."""
+    folder = folders("llama")
+    own = {"on_device_sampling_config": sampling}
+    device = {"backend": "neuron", "target": "trn2", "tp_degree": tp_degree, **TINY}
+    draft = {"draft_options": {"tp_degree": draft_degree}, "speculation_length": 3}
+    app = compiled(make_fused(folder, folder, **device, **draft, **own), tmp_path / "fused")
+    asked = {"do_sample": True, "top_k": 20, "seeds": [3, 4]} if sampling else {"do_sample": False}
+    found, plain = (
+        HuggingFaceGenerationAdapter(model).generate(PROMPTS, **asked, max_new_tokens=7)
+        for model in (app, eager(folder, **own))
+    )
+    assert found.tolist() == plain.tolist()
+    ran = [call["model_name"] for call in sdk.calls_of("NxDModel.forward")]
+    assert [name.partition("_b2")[0] for name in ran[-3:]] == [
+        "context_encoding_model",
+        *["fused_speculation_model"] * 2,
+    ]
 
 
 def test_sampling_in_the_graph(sdk: Double, folders: Folders, tmp_path: Path) -> None:

@@ -16,11 +16,13 @@ from nxdi.config.moe import (
 )
 from nxdi.config.neuron import NeuronConfig
 from nxdi.config.sampling import OnDeviceSamplingConfig
+from nxdi.config.speculation import FusedSpecNeuronConfig
 
 __all__ = [
     "OPTIONS",
     "BlockwiseMatmulConfig",
     "ChunkedPrefillConfig",
+    "FusedSpecNeuronConfig",
     "HybridShardingConfig",
     "InferenceConfig",
     "KVQuantizationConfig",

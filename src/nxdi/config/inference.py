@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
 from nxdi.config import serialize
 from nxdi.config.from_hf import load_pretrained_config
+from nxdi.config.keywords import check_known
 from nxdi.config.neuron import NeuronConfig
-from nxdi.errors import ConfigError, UnsupportedError
+from nxdi.config.speculation import FusedSpecNeuronConfig
+from nxdi.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT", bound="InferenceConfig")
 
@@ -29,21 +32,15 @@ class InferenceConfig:
     def __init__(
         self,
         neuron_config: NeuronConfig,
-        fused_spec_config: Any = None,
+        fused_spec_config: FusedSpecNeuronConfig | None = None,
         load_config: Callable[[Any], None] | None = None,
         metadata: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(neuron_config, NeuronConfig):
             raise ConfigError(f"neuron_config={neuron_config!r} must be a NeuronConfig")
-        if fused_spec_config is not None:
-            raise UnsupportedError(
-                "fused_spec_config is refused: a draft model within the target's graph is not part "
-                "of this release; leave it out, and give the draft model to generate() as "
-                "assistant_model"
-            )
         self.neuron_config = neuron_config
-        self.fused_spec_config = None
+        self.fused_spec_config = fused_spec_config
         self.metadata = metadata
         if load_config is not None:
             load_config(self)
@@ -146,7 +143,10 @@ class InferenceConfig:
 
         Raises: ConfigError naming an attribute that has no JSON form.
         """
-        return serialize.to_json_string(serialize.public(self))
+        attributes = serialize.public(self)
+        if self.fused_spec_config is not None:
+            attributes["fused_spec_config"] = self.fused_spec_config.attributes()
+        return serialize.to_json_string(attributes)
 
     @classmethod
     def from_json_string(cls: type[ConfigT], json_string: str, **overrides: Any) -> ConfigT:
@@ -161,8 +161,10 @@ class InferenceConfig:
                 raise ConfigError(
                     f"{name!r} is a method of {cls.__name__}; remove it from the file"
                 )
-        neuron_data = data.pop("neuron_config", None)
+        neuron_data, fused = data.pop("neuron_config", None), data.pop("fused_spec_config", None)
         attributes = {name: serialize.decode(value) for name, value in data.items()} | overrides
+        if fused is not None:
+            attributes.setdefault("fused_spec_config", cls._read_fused(fused))
         if "neuron_config" not in overrides:
             if not isinstance(neuron_data, dict):
                 raise ConfigError("the saved config has no neuron_config; give one as a keyword")
@@ -170,3 +172,25 @@ class InferenceConfig:
                 cls.get_neuron_config_cls(), neuron_data
             )
         return cls(**attributes)
+
+    @classmethod
+    def _read_fused(cls, data: Any) -> FusedSpecNeuronConfig:
+        """What FusedSpecNeuronConfig.attributes has made, from JSON data.
+
+        Raises: ConfigError for anything else.
+        """
+        names = [f.name for f in fields(FusedSpecNeuronConfig)]
+        given = data if isinstance(data, dict) else {}
+        check_known("fused_spec_config", given, names)
+        if not isinstance(config := given.get("draft_config"), dict):
+            raise ConfigError("the saved fused_spec_config has no draft_config; restore the file")
+        attributes = {
+            name: serialize.decode(given.get(name)) for name in names if name != "draft_config"
+        }
+        draft_cls = getattr(attributes["draft_model_cls"], "_config_cls", cls)
+        if not (isinstance(draft_cls, type) and issubclass(draft_cls, InferenceConfig)):
+            raise ConfigError(
+                f"draft_model_cls={attributes['draft_model_cls']!r} serves no model; restore the "
+                "file"
+            )
+        return FusedSpecNeuronConfig(**attributes, draft_config=draft_cls._from_data(config, {}))

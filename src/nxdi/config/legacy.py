@@ -75,9 +75,10 @@ _SUPPORTED = """
     local_ranks_size async_mode quantized quantized_checkpoints_path quantization_type
     quantization_dtype modules_to_not_convert quantization_block_size quantization_block_axis
     quantization_scale_dtype strict_kernels activation_quantization_type quantize_clamp_bound
-    speculation_length enable_eagle_speculation is_eagle3 is_eagle_draft
+    speculation_length enable_fused_speculation enable_eagle_speculation is_eagle3 is_eagle_draft
     enable_eagle_draft_input_norm token_tree_config is_medusa medusa_speculation_length
     num_medusa_heads medusa_tree
+    speculation_length enable_fused_speculation
     ep_dispatch_cc_option capacity_factor blockwise_matmul_config moe_tp_degree moe_ep_degree
     hybrid_sharding_config glu_type hidden_act_scaling_factor hidden_act_bias
     gate_clamp_upper_limit gate_clamp_lower_limit up_clamp_upper_limit up_clamp_lower_limit
@@ -144,12 +145,6 @@ _REFUSALS: dict[tuple[str, str], str] = {
         "a step verifies as many rows as decode takes",
         "leave it out and set tkg_batch_size",
     ): "spec_batch_size",
-    (
-        "this form of speculation is not part of this release",
-        "leave it out, and use speculation_length with a draft model or prompt lookup",
-    ): """
-        enable_fused_speculation
-    """,
     ("this form of quantization is not part of this release", "leave it out"): """
         is_mxfp4_compute is_full_model_shuffled
         draft_model_modules_to_not_convert

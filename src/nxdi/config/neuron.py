@@ -299,6 +299,11 @@ class NeuronConfig(KeywordConfig):
         return self.medusa_tree is not None or self.token_tree_config is not None
 
     @property
+    def proposes_in_graph(self) -> bool:
+        """Whether verify graphs make their own proposals, with a draft model in them."""
+        return self.enable_fused_speculation
+
+    @property
     def is_for_neuron(self) -> bool:
         """Whether a Neuron device is what the graphs are made for."""
         return self.backend.startswith("neuron")

@@ -111,6 +111,31 @@ def _validate_lengths(config: NeuronConfig) -> None:
             f"speculation_length={config.speculation_length} is not between 0 (none) and "
             f"max_length={config.max_length}; it is the tokens of a row that one step verifies"
         )
+    if config.proposes_in_graph:
+        _validate_fused(config)
+
+
+def _validate_fused(config: NeuronConfig) -> None:
+    """Check what a graph that proposes tokens, and decides which of them are kept, needs."""
+    beside = ("enable_eagle_speculation", "is_eagle_draft", "is_medusa", "token_tree_config")
+    given = [name for name in beside if getattr(config, name)]
+    if given:
+        raise ConfigError(
+            f"enable_fused_speculation=True is for a draft model in the graph, and {given[0]} for "
+            "proposals from beside it: leave enable_fused_speculation out; an EAGLE head is a "
+            "model of its own, given to generate() as assistant_model"
+        )
+    if config.speculation_length < 2:
+        raise ConfigError(
+            f"enable_fused_speculation=True with speculation_length={config.speculation_length} "
+            "proposes nothing; set it to 2 or more: each row's last token and those proposed"
+        )
+    if config.on_device_sampling_config is None:
+        raise ConfigError(
+            "enable_fused_speculation=True chooses tokens within the graph; set "
+            "on_device_sampling_config=OnDeviceSamplingConfig() for greedy search, or "
+            "OnDeviceSamplingConfig(dynamic=True) for sampling"
+        )
 
 
 def _validate_heads(config: NeuronConfig) -> None:

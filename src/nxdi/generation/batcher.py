@@ -18,6 +18,7 @@ from nxdi.generation.hf_adapter import HuggingFaceGenerationAdapter
 from nxdi.generation.requests import Completion, Output, Request, RequestOptions
 from nxdi.generation.scheduler import Scheduler
 from nxdi.generation.speculation.engine import SpeculativeEngine
+from nxdi.generation.speculation.own import proposer_of
 from nxdi.generation.speculation.proposals import Proposer
 from nxdi.generation.speculation.step import Speculation
 from nxdi.generation.steps import Engine, make_steps
@@ -39,7 +40,8 @@ class ContinuousBatcher:
     (default: one token per row, and one chunk).
     generation_config: names the end-of-sequence tokens (default: the model's own).
     proposer: a PromptLookup or DraftModel of nxdi.generation.speculation; requests then get the
-    same tokens in fewer steps. It needs a model compiled with speculation_length.
+    same tokens in fewer steps. It needs a model compiled with speculation_length. A model with
+    enable_fused_speculation proposes by itself.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class ContinuousBatcher:
         self._lengths = sequence_limits(model, self._blocks, limits)
         self._scheduler = Scheduler(self._blocks, limits)
         choice = make_token_choice(model.neuron_config)
+        proposer = proposer_of(model, proposer)
         self.speculation = None if proposer is None else Speculation(model, proposer)
         engine = (
             Engine(model, self._scheduler, choice)

@@ -24,9 +24,9 @@ from nxdi.generation.ahead import make_starter
 from nxdi.generation.choosers import make_chooser
 from nxdi.generation.loop import Generated, decode_loop
 from nxdi.generation.speculation.generate import (
+    choose_proposer,
     make_draft,
     make_lookup,
-    own_proposer,
     speculative_decode_loop,
 )
 from nxdi.graph.plan import check_capacity
@@ -148,7 +148,7 @@ class HuggingFaceGenerationAdapter(_GenerationMixin):  # type: ignore[misc]  # s
                     f"prompt_lookup_num_tokens={config.prompt_lookup_num_tokens} and "
                     "assistant_model both propose tokens; give one"
                 )
-            model_kwargs["proposer"] = make_lookup(config)
+            model_kwargs["proposer"] = make_lookup(self.neuron_model, config)
             config.prompt_lookup_num_tokens = None
         return merged
 
@@ -191,10 +191,8 @@ class HuggingFaceGenerationAdapter(_GenerationMixin):  # type: ignore[misc]  # s
         # As in transformers, rows that other criteria stop go on until all rows have stopped.
         has_eos = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
         pad = generation_config._pad_token_tensor if has_eos else None
-        proposer = model_kwargs.get("proposer")
-        if proposer is None and done.logits is None and done.scores is None:
-            proposer = own_proposer(self.neuron_model)
         run = decode_loop
+        proposer = choose_proposer(self.neuron_model, model_kwargs.get("proposer"), chooser, done)
         if proposer is not None:
             run = partial(speculative_decode_loop, proposer=proposer)
         run(
@@ -229,14 +227,7 @@ class HuggingFaceGenerationAdapter(_GenerationMixin):  # type: ignore[misc]  # s
         check_many(self.neuron_config, len(input_ids), asked, generation_config)
         self._check_fit(input_ids, mask, generation_config)
         seeds, proposer = model_kwargs.get("seeds"), model_kwargs.get("proposer")
-        return generate_many(
-            self.neuron_model,
-            input_ids,
-            mask,
-            generation_config,
-            seeds,
-            proposer or own_proposer(self.neuron_model),
-        )
+        return generate_many(self.neuron_model, input_ids, mask, generation_config, seeds, proposer)
 
     def _check_fit(
         self, input_ids: Tensor, mask: Tensor, generation_config: GenerationConfig

@@ -25,6 +25,7 @@ from nxdi.types import Phase
 
 # The output that has activations of every token, where others have a result per row.
 FEATURES = "features"
+FUSED_TAG = "fused_speculation_model"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class GraphSpec:
     `length` is in tokens: a prefill, extend or verify graph takes that many new tokens per row, a
     decode graph takes one and attends to that many cache slots. `context`: the cache slots that an
     extend or verify graph attends to, those of its new tokens included. `block_size`: of a paged
-    cache, else 0.
+    cache, else 0. `proposes`: a verify graph takes each row's last token only and proposes the
+    others itself, at the positions it is given.
     """
 
     phase: Phase
@@ -44,6 +46,7 @@ class GraphSpec:
     outputs: tuple[str, ...]
     context: int = 0
     block_size: int = 0
+    proposes: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -58,7 +61,12 @@ class GraphSpec:
     @property
     def name(self) -> str:
         context = f"_c{self.context}" if self.context else ""
-        return f"{self.phase.tag}_b{self.batch_size}_s{self.length}{context}"
+        return f"{self.tag}_b{self.batch_size}_s{self.length}{context}"
+
+    @property
+    def tag(self) -> str:
+        """NxDI's name for the sub-model it belongs to."""
+        return FUSED_TAG if self.proposes else self.phase.tag
 
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
         num_blocks = -(-self.num_slots // self.block_size) if self.block_size else 0
@@ -139,7 +147,8 @@ def plan_graphs(config: NeuronConfig, extra_inputs: Sequence[InputSpec] = ()) ->
 
     def graph(phase: Phase, batch_size: int, length: int, context: int = 0) -> GraphSpec:
         inputs = (*_inputs(config, phase), *extra_inputs)
-        return GraphSpec(phase, batch_size, length, inputs, outputs, context, block_size)
+        proposes = phase is Phase.VERIFY and config.proposes_in_graph
+        return GraphSpec(phase, batch_size, length, inputs, outputs, context, block_size, proposes)
 
     pieces = _ladder(config, config.context_encoding_buckets, config.max_context_length)
     if (longest := config.windowed_context_encoding_size) is not None:

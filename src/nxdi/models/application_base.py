@@ -19,6 +19,7 @@ from nxdi.config.quantization import WeightQuantization, weight_quantization
 from nxdi.errors import ConfigError
 from nxdi.graph.inputs import InputSpec
 from nxdi.graph.plan import GraphPlan, plan_graphs
+from nxdi.models.fused import GraphModels, choose_models
 from nxdi.modules.quantization import (
     explaining_scales,
     put_scales,
@@ -74,6 +75,7 @@ class NeuronApplicationBase:
         self.neuron_config: NeuronConfig = self.config.neuron_config
         self.plan: GraphPlan = plan_graphs(self.neuron_config, self.extra_inputs())
         self.backend: Backend = make_backend(self.neuron_config)
+        self._models: GraphModels = choose_models(self)
         self._runner: Runner | None = None
         if self.neuron_config.kv_cache_memory_bytes is not None:
             self._size_pool()
@@ -105,6 +107,7 @@ class NeuronApplicationBase:
         self.neuron_config = size_pool(self.neuron_config, sum(cache.nbytes for cache in caches))
         self.config = copy.copy(self.config)
         self.config.neuron_config = self.neuron_config
+        self._models = choose_models(self)
 
     @property
     def is_tied(self) -> bool:
@@ -191,7 +194,7 @@ class NeuronApplicationBase:
         source = copy.copy(config)
         source.neuron_config = copy.copy(neuron)
         source.neuron_config.quantized_checkpoints_path = None
-        _, full = cls(model_path, source).checked_weights()
+        _, full = cls(model_path, source).own_weights()
         with atomic_directory(Path(neuron.quantized_checkpoints_path)) as folder:
             write_quantized(folder, full)
 
@@ -204,8 +207,12 @@ class NeuronApplicationBase:
         return [cut_for_rank(wanted, full, rank) for rank in ranks]
 
     def checked_weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The tensors the model wants, and those of the full checkpoint, which fit."""
-        model = self.build(Phase.DECODE)
+        """The tensors the graphs want, and those of the full checkpoint, which fit."""
+        return self._models.checked_weights()
+
+    def own_weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """`checked_weights` of this model alone."""
+        model = self.own_model(Phase.DECODE)
         full = self._presharded(model, self.get_state_dict())
         stored, scheme = self.stored_quantization(), self.weight_quantization()
         if stored is not None:
@@ -234,6 +241,10 @@ class NeuronApplicationBase:
 
     def build(self, phase: Phase) -> nn.Module:
         """The module of one phase with one rank's shapes, on the meta device: without memory."""
+        return self._models.build(phase)
+
+    def own_model(self, phase: Phase) -> nn.Module:
+        """`build` of this model alone."""
         scheme = self.weight_quantization()
         with without_memory(), tensor_parallel(self.neuron_config.tp_degree):
             model = type(self)._model_cls(self._config_for(phase)).eval()
@@ -263,8 +274,7 @@ class NeuronApplicationBase:
         def build(phase: Phase) -> StepModule:
             return self.build(phase)  # type: ignore[return-value]  # NeuronBaseModel has that form
 
-        dtype = self._config_for(Phase.DECODE).neuron_config.cache_dtype
-        return Program(build, self.plan, dtype, self.get_compiler_args())
+        return Program(build, self.plan, self.get_compiler_args())
 
     def get_compiler_args(self) -> str | None:
         """Arguments of the Neuron compiler; None: those chosen for each graph."""
@@ -335,12 +345,16 @@ class NeuronApplicationBase:
         return self.neuron_config.tp_degree
 
     def checkpoint_files(self) -> list[Path]:
+        return self._models.checkpoint_files()
+
+    def own_files(self) -> list[Path]:
+        """`checkpoint_files` of this model alone."""
         return [*self._weights_source().files(), *self.extra_files()]
 
     def identity(self) -> dict[str, Any]:
         """What decides whether a compiled artefact serves this model."""
         return {
-            "library_version": code_version(type(self), type(self)._model_cls, type(self.config)),
+            "library_version": code_version(*self._models.classes()),
             "torch_version": torch.__version__,
             "platform": self.backend.platform(),
             "backend": self.backend.name,

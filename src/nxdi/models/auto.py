@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from nxdi import env
+from nxdi.config import FusedSpecNeuronConfig
 from nxdi.config.serialize import CONFIG_FILE
 from nxdi.errors import ConfigError
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.models.folder_options import with_folder_options
+from nxdi.models.fused import SHARED
 from nxdi.models.registry import class_for_folder
 from nxdi.runtime.artifact import Artifact
 from nxdi.runtime.store import MANIFEST, weights_fingerprint
+
+_ALSO_THE_DRAFTS = ("torch_dtype", "tp_degree")
 
 
 class AutoModelForCausalLM:
@@ -40,6 +45,7 @@ class AutoModelForCausalLM:
         artifact_dir: str | PathLike[str] | None = None,
         progress: bool | None = None,
         target_model_path: str | PathLike[str] | None = None,
+        draft_model_path: str | PathLike[str] | None = None,
         **options: Any,
     ) -> NeuronBaseForCausalLM:
         """A loaded model.
@@ -53,12 +59,20 @@ class AutoModelForCausalLM:
         after everything that decides them, so that any change leads to another folder.
         target_model_path: of an EAGLE head, which `is_eagle_draft` makes of a folder: the folder of
         its target, for the embeddings and the lm_head that its own may lack.
+        draft_model_path: the folder of the draft model of enable_fused_speculation. It has the
+        weights' dtype and tp_degree that `options` name for the target, and is quantized if its
+        folder is; for others give the model's config a FusedSpecNeuronConfig.
         options: keywords of NeuronConfig.
         Raises: ArtifactError if `artifact_dir` holds graphs made for something else.
         """
         folder = Path(model_dir)
         if (folder / MANIFEST).is_file():
-            asked = {} if architecture is None else {"architecture": architecture}
+            given = {
+                "architecture": architecture,
+                "target_model_path": target_model_path,
+                "draft_model_path": draft_model_path,
+            }
+            asked = {name: value for name, value in given.items() if value is not None}
             return _from_artifact(folder, {**asked, **options})
         if options.get("is_eagle_draft"):
             architecture = "eagle3" if options.get("is_eagle3") else "eagle"
@@ -67,7 +81,10 @@ class AutoModelForCausalLM:
         config_cls = model_cls.get_config_cls()
         target = {} if target_model_path is None else {"target_model_path": str(target_model_path)}
         neuron_config = config_cls.get_neuron_config_cls()(**options)
-        model = model_cls(folder, config_cls.from_pretrained(folder, neuron_config, **target))
+        config = config_cls.from_pretrained(folder, neuron_config, **target)
+        if draft_model_path is not None:
+            config.fused_spec_config = _fused(model_cls, Path(draft_model_path), options)
+        model = model_cls(folder, config)
         if artifact_dir is None and model.backend.name == "neuron":
             artifact_dir = env.neuron_artifacts()
         path = Path(artifact_dir) if artifact_dir is not None else default_artifact_dir(model)
@@ -75,6 +92,18 @@ class AutoModelForCausalLM:
         model.compile_if(lambda: _must_compile(path, is_in_cache), path, progress)
         model.load(path)
         return model
+
+
+def _fused(
+    target_cls: type[NeuronBaseForCausalLM], folder: Path, options: Mapping[str, Any]
+) -> FusedSpecNeuronConfig:
+    """The draft model in `folder` for a target with `options`."""
+    draft_cls = AutoModelForCausalLM.class_for(folder)
+    own = {name: options[name] for name in (*SHARED, *_ALSO_THE_DRAFTS) if name in options}
+    own = with_folder_options(draft_cls, folder, own)
+    config_cls = draft_cls.get_config_cls()
+    config = config_cls.from_pretrained(folder, config_cls.get_neuron_config_cls()(**own))
+    return FusedSpecNeuronConfig(target_cls._model_cls, config, folder, draft_cls)
 
 
 def _must_compile(path: Path, is_in_cache: bool) -> bool:

@@ -6,6 +6,7 @@ from nxdi.absent import explain_absent_names
 from nxdi.config import (
     BlockwiseMatmulConfig,
     ChunkedPrefillConfig,
+    FusedSpecNeuronConfig,
     HybridShardingConfig,
     InferenceConfig,
     KVQuantizationConfig,
@@ -19,6 +20,7 @@ from nxdi.config import (
 __all__ = [
     "BlockwiseMatmulConfig",
     "ChunkedPrefillConfig",
+    "FusedSpecNeuronConfig",
     "HybridShardingConfig",
     "InferenceConfig",
     "KVQuantizationConfig",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from nxdi.config import InferenceConfig
@@ -169,6 +170,10 @@ class Decoder(nn.Module):
         """Shape of every cache tensor on one rank: keys then values, layer by layer."""
         rows = self.neuron_config.kv_cache_batch_size
         return [shape for layout in self.cache_layouts() for shape in layout.shapes(rows)]
+
+    def cache_dtypes(self) -> list[torch.dtype]:
+        """The dtype of each of them."""
+        return [self.neuron_config.cache_dtype] * len(self.cache_shapes())
 
     def _context(
         self, spec: GraphSpec, inputs: Mapping[str, Tensor], caches: Sequence[Tensor]

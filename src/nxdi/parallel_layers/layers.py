@@ -212,7 +212,10 @@ class SPMDRank(nn.Module):
 
 
 class RankShard:
-    """Rule of `SPMDRank`: rank r gets the value r. The checkpoint holds no such tensor."""
+    """Rule of `SPMDRank`: rank r gets the value r. The checkpoint holds no such tensor.
+
+    Where one of several ranks has the module of a single one, it gets 0.
+    """
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
@@ -221,7 +224,7 @@ class RankShard:
         return (self.world_size,)
 
     def cut(self, full: Tensor, rank: int, local: tuple[int, ...]) -> Tensor:
-        return torch.tensor([rank], dtype=torch.int32)
+        return torch.tensor([rank % self.world_size], dtype=torch.int32)
 
 
 class ParallelEmbedding(nn.Module):

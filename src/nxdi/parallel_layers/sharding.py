@@ -136,6 +136,19 @@ class ExpertBiasShard:
         return own if part == 0 else torch.zeros_like(own)
 
 
+@dataclass(frozen=True)
+class SameOnEveryRank:
+    """The first rank's piece, for all: of modules that each rank holds whole beside cut ones."""
+
+    shard: Shard
+
+    def full_shape(self, local: tuple[int, ...]) -> tuple[int, ...]:
+        return self.shard.full_shape(local)
+
+    def cut(self, full: Tensor, rank: int, local: tuple[int, ...]) -> Tensor:
+        return self.shard.cut(full, 0, local)
+
+
 def _with_size(shape: tuple[int, ...], dim: int, size: int) -> tuple[int, ...]:
     return (*shape[:dim], size, *shape[dim + 1 :])
 

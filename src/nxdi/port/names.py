@@ -27,8 +27,8 @@ class Entry(NamedTuple):
 # Module -> the names it has here.
 SUPPORTED = {
     "models.application_base": "NeuronApplicationBase",
-    "models.config": "HybridShardingConfig InferenceConfig MoENeuronConfig NeuronConfig"
-    " OnDeviceSamplingConfig to_torch_dtype",
+    "models.config": "FusedSpecNeuronConfig HybridShardingConfig InferenceConfig MoENeuronConfig"
+    " NeuronConfig OnDeviceSamplingConfig to_torch_dtype",
     "models.dbrx.modeling_dbrx": "DbrxInferenceConfig NeuronDbrxForCausalLM",
     "models.deepseek.modeling_deepseek": "DeepseekV3InferenceConfig NeuronDeepseekV3ForCausalLM",
     "models.gemma3.modeling_gemma3": "Gemma3InferenceConfig NeuronGemma3ForCausalLM",

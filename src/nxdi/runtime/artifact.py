@@ -22,7 +22,7 @@ from nxdi.types import Phase
 _CONFIG = "neuron_config.json"
 # Differences here change neither graphs nor results. The backend is compared after "auto" is
 # resolved, and the device and its cores per rank as the platform; each node has its own ranks.
-_IRRELEVANT = (
+_SAME_ANYWAY = (
     "config.transformers_version",
     "config.metadata",
     "config.neuron_config.async_mode",
@@ -37,6 +37,12 @@ _IRRELEVANT = (
     "config.neuron_config.skip_warmup",
     "config.neuron_config.start_rank_id",
     "config.neuron_config.target",
+)
+# Of a draft model in the graphs as well; its checkpoint is compared by its content.
+_DRAFT = "config.fused_spec_config.draft_"
+_IRRELEVANT = (
+    *_SAME_ANYWAY,
+    *(f"{_DRAFT}{name}" for name in (*_SAME_ANYWAY, "model_path")),
 )
 
 

@@ -33,6 +33,10 @@ class StepModule(Protocol):
         """Shape of every cache tensor on one rank."""
         ...
 
+    def cache_dtypes(self) -> list[torch.dtype]:
+        """The dtype of each of them."""
+        ...
+
     @property
     def composes(self) -> bool:
         """Whether a step is embed, each layer in turn, last_hidden, head, feature_outputs."""
@@ -81,12 +85,12 @@ class Program:
 
     build: Callable[[Phase], StepModule]
     plan: GraphPlan
-    cache_dtype: torch.dtype
     compiler_args: str | None = None
 
     def make_caches(self, module: StepModule) -> list[Tensor]:
         """Empty caches of one rank, shared by all graphs of that rank."""
-        return [torch.zeros(shape, dtype=self.cache_dtype) for shape in module.cache_shapes()]
+        caches = zip(module.cache_shapes(), module.cache_dtypes(), strict=True)
+        return [torch.zeros(shape, dtype=dtype) for shape, dtype in caches]
 
 
 class RankExecutable(Protocol):

@@ -10,7 +10,7 @@ import pytest
 from nxdi.cli import main
 
 CLEAN = "from neuronx_distributed_inference.models.config import NeuronConfig  # keep me\n"
-MISSING = CLEAN.replace("NeuronConfig", "FusedSpecNeuronConfig")
+MISSING = CLEAN.replace("NeuronConfig", "MultimodalVisionNeuronConfig")
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def test_a_missing_name_is_exit_code_1(file: Path, capsys: pytest.CaptureFixture
     file.write_text(MISSING)
     assert main(["port", str(file), "--write"]) == 1
     line = capsys.readouterr().out.splitlines()[0]
-    name = "neuronx_distributed_inference.models.config.FusedSpecNeuronConfig"
-    assert f"missing    {name}: speculation" in line
+    name = "neuronx_distributed_inference.models.config.MultimodalVisionNeuronConfig"
+    assert f"missing    {name}: models that take images" in line
     assert file.read_text() == MISSING.replace("neuronx_distributed_inference", "nxdi")
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from nxdi.config import InferenceConfig, NeuronConfig, OnDeviceSamplingConfig
-from nxdi.errors import ConfigError, UnsupportedError
+from nxdi.errors import ConfigError
 
 
 class TracingConfig(InferenceConfig):
@@ -101,11 +101,6 @@ def test_absent_attributes_are_attribute_errors() -> None:
 def test_neuron_config_must_be_one() -> None:
     with pytest.raises(ConfigError, match="must be a NeuronConfig"):
         InferenceConfig({"batch_size": 1})  # type: ignore[arg-type]  # the mistake under test
-
-
-def test_fused_speculation_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="give the draft model to generate"):
-        InferenceConfig(NeuronConfig(), fused_spec_config=object())
 
 
 def test_text_config_is_the_nested_one_or_itself() -> None:

@@ -11,7 +11,7 @@ SOURCE = """\
 import neuronx_distributed as nxd
 import nki.isa, torch
 from neuronx_distributed_inference.models.config import (
-    FusedSpecNeuronConfig,
+    MultimodalVisionNeuronConfig,
     NeuronConfig,
 )
 from neuronx_distributed.parallel_layers import parallel_state as ps
@@ -35,7 +35,7 @@ def test_every_name_is_reported_once_with_its_line() -> None:
     assert found(SOURCE) == [
         (1, C, "supported"),
         (2, "nki.isa", "missing"),
-        (4, f"{N}.models.config.FusedSpecNeuronConfig", "missing"),
+        (4, f"{N}.models.config.MultimodalVisionNeuronConfig", "missing"),
         (5, f"{N}.models.config.NeuronConfig", "supported"),
         (7, f"{C}.parallel_layers.parallel_state", "supported"),
         (8, f"{C}.utils.cpu_mode", "changed"),

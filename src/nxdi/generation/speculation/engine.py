@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from nxdi.generation.requests import Request
 from nxdi.generation.scheduler import Scheduler
+from nxdi.generation.speculation.fused import make_seeded_rule
 from nxdi.generation.speculation.proposals import Seen
-from nxdi.generation.speculation.rules import SeededRule
 from nxdi.generation.speculation.step import Going, Speculation
 from nxdi.generation.steps import Call, Computed, Engine
 from nxdi.generation.token_choice import TokenChoice
@@ -33,10 +33,7 @@ class SpeculativeEngine(Engine):
     def __init__(self, speculation: Speculation, scheduler: Scheduler, choice: TokenChoice) -> None:
         super().__init__(speculation.model, scheduler, choice)
         self._speculation = speculation
-        draft = speculation.proposer.draft
-        self._rule = SeededRule(
-            speculation.model.neuron_config, None if draft is None else draft.neuron_config
-        )
+        self._rule = make_seeded_rule(speculation)
 
     def plan(self) -> list[Call]:
         going: list[Work[Request]] = []

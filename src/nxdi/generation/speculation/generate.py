@@ -15,11 +15,12 @@ from nxdi.generation.loop import Generated, Streamer
 from nxdi.generation.rows import row_tables
 from nxdi.generation.speculation.draft import DraftModel
 from nxdi.generation.speculation.eagle import EagleHead
+from nxdi.generation.speculation.fused import InGraph, make_seeded_rule
 from nxdi.generation.speculation.lookup import PromptLookup
 from nxdi.generation.speculation.loop import Batch, GeneratedRow, speculative_loop
-from nxdi.generation.speculation.medusa import MedusaHeads
+from nxdi.generation.speculation.own import proposer_of
 from nxdi.generation.speculation.proposals import Proposer, Rule
-from nxdi.generation.speculation.rules import ProcessedRule, SeededRule
+from nxdi.generation.speculation.rules import ProcessedRule
 from nxdi.generation.speculation.step import Speculation
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.models.eagle.modeling_eagle import NeuronEagleForCausalLM
@@ -27,17 +28,39 @@ from nxdi.models.eagle.modeling_eagle import NeuronEagleForCausalLM
 _BY_BATCH = "PrefixConstrainedLogitsProcessor"  # asks for a row by its place in the batch
 
 
-def make_lookup(config: GenerationConfig) -> PromptLookup:
-    """What prompt_lookup_num_tokens and max_matching_ngram_size ask for."""
+def make_lookup(model: NeuronBaseForCausalLM, config: GenerationConfig) -> Proposer:
+    """What prompt_lookup_num_tokens and max_matching_ngram_size ask for.
+
+    To NxDI prompt_lookup_num_tokens asks for the draft model in the graphs, if there is one.
+    """
+    num_tokens, length = config.prompt_lookup_num_tokens, model.neuron_config.speculation_length
+    if model.neuron_config.proposes_in_graph:
+        if num_tokens != length:
+            raise ConfigError(
+                f"prompt_lookup_num_tokens={num_tokens}, but the graphs of this model propose and "
+                f"verify speculation_length={length} tokens; pass that, or nothing"
+            )
+        return InGraph(model.neuron_config)
     size = config.max_matching_ngram_size
     return PromptLookup(
         config.prompt_lookup_num_tokens, **({} if size is None else {"max_ngram": size})
     )
 
 
-def own_proposer(model: NeuronBaseForCausalLM) -> Proposer | None:
-    """What a model speculates with of its own accord: its Medusa heads, if it has any."""
-    return MedusaHeads() if model.neuron_config.is_medusa else None
+def choose_proposer(
+    model: NeuronBaseForCausalLM, asked: Proposer | None, chooser: Chooser, done: Generated
+) -> Proposer | None:
+    """Who proposes tokens in one generate() call; None: nobody.
+
+    Graphs with a draft model do so unasked, but not where the host is to choose the tokens; and
+    Medusa heads, but not where scores are to be returned.
+    """
+    config = model.neuron_config
+    is_on_host = isinstance(chooser, HostChooser) and config.proposes_in_graph
+    has_scores = done.logits is not None or done.scores is not None
+    if asked is None and (is_on_host or (has_scores and config.is_medusa)):
+        return None
+    return proposer_of(model, asked)
 
 
 def make_draft(model: Any) -> Proposer:
@@ -88,9 +111,13 @@ def speculative_decode_loop(  # noqa: PLR0913  as decode_loop, and who proposes
 
 def _rule(chooser: Chooser, speculation: Speculation, num_rows: int) -> Rule:
     if not isinstance(chooser, HostChooser):
-        draft = speculation.proposer.draft
-        own = None if draft is None else draft.neuron_config
-        return SeededRule(speculation.model.neuron_config, own)
+        return make_seeded_rule(speculation)
+    if isinstance(speculation.proposer, InGraph):
+        raise UnsupportedError(
+            "the graph decides which proposed tokens are kept, and this request chooses tokens on "
+            "the host; leave out prompt_lookup_num_tokens, or the options beyond the graph's "
+            "sampling"
+        )
     names = {type(processor).__name__ for processor in chooser.processors}
     if _BY_BATCH in names and num_rows > 1:
         raise UnsupportedError(

@@ -30,7 +30,9 @@ class MedusaHeads:
 
     def __init__(self) -> None:
         self._shape, self._most_kept = chain_shape(1), 0
-        self._seen: OrderedDict[int, _Candidates] = OrderedDict()  # by sequence, the oldest first
+        self._seen: OrderedDict[Hashable, _Candidates] = (
+            OrderedDict()
+        )  # by sequence, the oldest first
 
     def check(self, target: NeuronBaseForCausalLM) -> None:
         """Raises: ConfigError unless `target` has heads."""

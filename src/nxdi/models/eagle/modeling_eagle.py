@@ -177,9 +177,9 @@ class NeuronEagleForCausalLM(NeuronBaseForCausalLM):
         size = self.config.feature_size
         return (InputSpec(FEATURES, (BATCH, TOKENS, size), "float32", 0),)
 
-    def checkpoint_files(self) -> list[Path]:
+    def extra_files(self) -> list[Path]:
         target = self.config.target_model_path
-        return [*super().checkpoint_files(), *(find_checkpoint(Path(target)) if target else ())]
+        return find_checkpoint(Path(target)) if target else []
 
     def _state(self, source: WeightsSource, stored: dict[str, Tensor]) -> dict[str, Tensor]:
         state = super()._state(source, stored)

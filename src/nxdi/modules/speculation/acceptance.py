@@ -87,7 +87,7 @@ def residual(target: Tensor, draft: Tensor) -> Tensor:
 
 def _num_leading(is_kept: Tensor) -> Tensor:
     """How many proposals come before the first that is not kept. [B, K] -> int32 [B]."""
-    return is_kept.int().cumprod(dim=1).sum(dim=1, dtype=torch.int32)
+    return is_kept.cumprod(dim=1, dtype=torch.int32).sum(dim=1, dtype=torch.int32)
 
 
 def _accepted(chosen: Tensor, is_kept: Tensor) -> Accepted:

@@ -41,23 +41,19 @@ def preview_kernels(
     """
     models = {phase: program.build(phase) for phase in {g.phase for g in program.plan.graphs}}
     return {
-        spec.name: _choices(models[spec.phase], spec, program.cache_dtype, backend, options or {})
+        spec.name: _choices(models[spec.phase], spec, backend, options or {})
         for spec in program.plan.graphs
     }
 
 
 def _choices(
-    model: StepModule,
-    spec: GraphSpec,
-    cache_dtype: torch.dtype,
-    backend: str,
-    options: Mapping[str, bool],
+    model: StepModule, spec: GraphSpec, backend: str, options: Mapping[str, bool]
 ) -> list[Choice]:
     made: dict[str, set[Choice]] = {}
     choices: set[Choice] = set()
     for part in plan_parts(model, spec):
         if part.piece not in made:
-            arguments = example_arguments(model, part, spec, cache_dtype)
+            arguments = example_arguments(model, part, spec)
             made[part.piece] = _trace(part, arguments, backend, options)
         choices.update(below(part.path, made[part.piece]))
     return sorted(choices)

@@ -49,7 +49,7 @@ def test_the_same_choices_as_compiling(dtype: str, tp_degree: int, saved: Path) 
     for spec in app.plan.graphs:
         model = program.build(spec.phase)
         for part in plan_parts(model, spec):
-            arguments = example_arguments(model, part, spec, program.cache_dtype)
+            arguments = example_arguments(model, part, spec)
             choices = compiler.compile_piece(Piece(part), arguments, part.owner)[1]
             made.setdefault(spec.name, set()).update(below(part.path, choices))
     planned = {name: set(choices) for name, choices in preview_kernels(program, "cpu").items()}

@@ -64,7 +64,7 @@ class CpuBackend:
             report(done, len(work), name)
             model = models[spec.phase]
             piece = Piece(part)
-            arguments = example_arguments(model, part, spec, program.cache_dtype)
+            arguments = example_arguments(model, part, spec)
             files, made = compile_piece(piece, arguments, part.owner)
             placed = {choice for path in paths[name] for choice in below(path, made)}
             if self._strict_kernels:

@@ -213,12 +213,10 @@ def _described(value: object) -> str:
     return repr(value)
 
 
-def example_arguments(
-    model: StepModule, part: Part, spec: GraphSpec, cache_dtype: torch.dtype
-) -> tuple[Any, ...]:
+def example_arguments(model: StepModule, part: Part, spec: GraphSpec) -> tuple[Any, ...]:
     """Arguments with the shapes and dtypes of a call of `part`; their memory is never touched."""
-    shapes = model.cache_shapes()[part.caches]
-    caches = [torch.empty(shape, dtype=cache_dtype) for shape in shapes]
+    shapes, dtypes = model.cache_shapes()[part.caches], model.cache_dtypes()[part.caches]
+    caches = [torch.empty(shape, dtype=x) for shape, x in zip(shapes, dtypes, strict=True)]
     weights = [torch.empty_like(tensor, device="cpu") for tensor in tensors_of(part.owner).values()]
     return _leading(model, part, spec), _empty(part.inputs, spec, "cpu"), caches, weights
 

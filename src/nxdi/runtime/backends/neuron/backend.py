@@ -61,7 +61,7 @@ class NeuronBackend:
         self._check_memory(program)
         nxd, options, own = probe.find_sdk().nxd, self._options(), program.compiler_args
         args = {
-            spec.name: flags.compiler_args(flags.Role(spec.phase.tag), options, own)
+            spec.name: flags.compiler_args(flags.Role(spec.tag), options, own)
             for spec in program.plan.graphs
         }
         register_xla_kernels()
@@ -115,7 +115,10 @@ class NeuronBackend:
     def _check_memory(self, program: Program) -> None:
         module: Any = program.build(Phase.DECODE)
         weights = sum(tensor.nbytes for tensor in module.state_dict().values())
-        caches = sum(map(math.prod, module.cache_shapes())) * program.cache_dtype.itemsize
+        caches = sum(
+            math.prod(shape) * dtype.itemsize
+            for shape, dtype in zip(module.cache_shapes(), module.cache_dtypes(), strict=True)
+        )
         targets.check_memory(self.target, self.logical_size, weights + caches)
 
 

@@ -190,7 +190,7 @@ def test_a_model_with_a_forward_of_its_own_is_one_piece(build: Callable[..., Any
     assert part.piece == f"{spec.name}/whole"
     assert part.owner is model
     assert part.caches == slice(0, 4)
-    leading, *_ = example_arguments(model, part, spec, torch.float32)
+    leading, *_ = example_arguments(model, part, spec)
     assert leading == []
 
 
@@ -201,7 +201,7 @@ def test_a_piece_has_no_tensors_of_its_own_and_writes_the_caches_it_is_given(
     part = plan_parts(model, spec)[0]
     piece = Piece(part)
     assert piece.state_dict() == {}
-    leading, inputs, caches, weights = example_arguments(model, part, spec, torch.float32)
+    leading, inputs, caches, weights = example_arguments(model, part, spec)
     for tensor in [*leading, *weights]:
         nn.init.normal_(tensor)
     for cache in caches:
