@@ -64,6 +64,10 @@ class DynamicShape:
     def num_nodes(self) -> int:
         return self.num_kept + 1
 
+    @property
+    def num_candidates(self) -> int:
+        return self.num_branches
+
 
 # NxDI's names of the same.
 _DYNAMIC = {

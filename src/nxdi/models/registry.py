@@ -46,7 +46,7 @@ GENERIC = "generic"
 _NAMED = {
     GENERIC: "nxdi.models.generic.modeling_generic:NeuronGenericForCausalLM",
     "eagle": "nxdi.models.eagle.modeling_eagle:NeuronEagleForCausalLM",
-    "eagle3": "nxdi.models.eagle.modeling_eagle:NeuronEagle3ForCausalLM",
+    "eagle3": "nxdi.models.eagle3.modeling_eagle3:NeuronEagle3ForCausalLM",
 }
 ENTRY_POINTS = "nxdi.models"  # group in a package's metadata: architecture -> "module:Class"
 _REGISTERED: dict[str, type[NeuronBaseForCausalLM]] = {}

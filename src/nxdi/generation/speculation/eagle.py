@@ -3,86 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from nxdi.config.token_tree import DynamicShape, TreeShape
 from nxdi.errors import ConfigError
 from nxdi.generation.rows import Row, row_inputs, row_tables
 from nxdi.generation.speculation.cache_rows import CacheRows
 from nxdi.generation.speculation.compatible import check_compatible
+from nxdi.generation.speculation.eagle_drafts import ChainDraft, Draft, Followed, Pairs, TreeDraft
 from nxdi.generation.speculation.proposals import Proposal, Rule, Seen, Wanted
 from nxdi.graph.plan import FEATURES
 from nxdi.models.causal_lm import CausalLMOutput, NeuronBaseForCausalLM
-from nxdi.models.eagle.modeling_eagle import IS_OWN, NeuronEagleForCausalLM
+from nxdi.models.draft_head import NeuronDraftHead
+from nxdi.models.eagle3.modeling_eagle3 import IS_OWN
 from nxdi.types import Phase
-
-
-@dataclass
-class _Followed:
-    """What the head knows of a sequence, and which row of its cache that is in.
-
-    first: position of the first token whose features are known. tokens: those whose features are
-    known. held: what followed the first of them, for as many as the cache holds pairs. waiting
-    [n, F]: the features of the others.
-    """
-
-    index: int
-    first: int = 0
-    tokens: list[int] = field(default_factory=list)
-    held: list[int] = field(default_factory=list)
-    waiting: list[Tensor] = field(default_factory=list)
-
-    def add(self, start: int, tokens: Sequence[int], features: Tensor) -> None:
-        """Know features [n, F] of tokens from position `start` on; what was known there is gone."""
-        known = start - self.first
-        if not 0 < known <= len(self.tokens):  # begins anew, or with a gap
-            self.first, known = start, 0
-        unheld = max(known - len(self.held), 0)
-        self.tokens, self.held = self.tokens[:known], self.held[:known]
-        self.waiting = [torch.cat(self.waiting)[:unheld]] if unheld else []
-        self.waiting.append(features)
-        self.tokens.extend(tokens)
-
-    def pairs(self, tokens: Sequence[int]) -> tuple[list[int], Tensor]:
-        """What follows each of the tokens that wait, and their features, for `tokens` of it all."""
-        start = self.first + len(self.held) + 1
-        return list(tokens[start:]), torch.cat(self.waiting)
-
-    def keep_last(self, num_tokens: int) -> None:
-        """Begin anew with the last tokens only."""
-        self.first += len(self.tokens) - num_tokens
-        self.tokens = self.tokens[-num_tokens:]
-        self.waiting = [torch.cat(self.waiting)[-num_tokens:]]
-
-
-@dataclass(eq=False)
-class _Draft:
-    """A sequence while tokens are proposed for it; features: the head's own after the last one."""
-
-    wanted: Wanted
-    most: int
-    followed: _Followed
-    proposed: list[int] = field(default_factory=list)
-    drawn_from: list[Tensor] = field(default_factory=list)
-    features: Tensor | None = None
-
-    @property
-    def proposal(self) -> Proposal:
-        return Proposal(self.proposed, torch.stack(self.drawn_from) if self.drawn_from else None)
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    """Pairs of a draft, to be computed from place `start` on: ids [n], features [n, F]."""
-
-    draft: _Draft
-    start: int
-    ids: Sequence[int]
-    features: Tensor
-    is_own: bool = False
 
 
 class EagleHead:
@@ -93,17 +30,19 @@ class EagleHead:
     knows nothing of that. Source: arXiv:2401.15077, arXiv:2503.01840.
     """
 
-    def __init__(self, head: NeuronEagleForCausalLM) -> None:
+    def __init__(self, head: NeuronDraftHead) -> None:
         self.draft = head
         config = head.neuron_config
-        self._rows = CacheRows(config.tkg_batch_size, _Followed)
+        self._rows = CacheRows(config.tkg_batch_size, Followed)
         self._tables = row_tables(config, config.tkg_batch_size)
         self._longest = head.plan.max_length(Phase.DECODE)
         self._size = head.config.feature_size
+        self._shape: TreeShape | DynamicShape | None = None
 
     def check(self, target: NeuronBaseForCausalLM) -> None:
         """Raises: ConfigError unless the head was made for such a target, and compiled for it."""
         check_head(target, self.draft)
+        self._shape = target.neuron_config.tree_shape
 
     def watch(self, seen: Sequence[Seen]) -> None:
         in_use = {item.sequence.id for item in seen}
@@ -114,13 +53,16 @@ class EagleHead:
 
     def propose(self, rows: Sequence[Wanted], rule: Rule) -> list[Proposal]:
         drafts = [self._draft(row) for row in rows]
-        going = [draft for draft in drafts if draft is not None]
-        self._catch_up(going, rule)
-        while going := [draft for draft in going if len(draft.proposed) < draft.most]:
-            self._go_on(going, rule)
+        made = [draft for draft in drafts if draft is not None]
+        self._catch_up(made, rule)
+        most = self.draft.neuron_config.num_verified
+        call = self.draft if self._shape is None else self.draft.verify
+        while going := [(draft, pairs) for draft in made if (pairs := draft.next(most))]:
+            self._bring(call, going, rule)
+            made = [draft for draft, _ in going]
         return [Proposal() if draft is None else draft.proposal for draft in drafts]
 
-    def _draft(self, row: Wanted) -> _Draft | None:
+    def _draft(self, row: Wanted) -> Draft | None:
         """None if the head does not know all tokens but the last, or has no room."""
         tokens, followed = row.sequence.tokens, self._rows.find(row.sequence.id)
         if followed is None or tokens[followed.first : -1] != followed.tokens:
@@ -128,85 +70,64 @@ class EagleHead:
         longest = self.draft.neuron_config.longest_prompt
         if not followed.held and len(followed.tokens) > longest:
             followed.keep_last(longest)
-        most = min(row.most, self._longest - len(followed.tokens) + 1)
-        return _Draft(row, most, followed) if most > 0 else None
+        room = self._longest - len(followed.tokens) + 1
+        if min(row.most, room) < 1:
+            return None
+        if self._shape is None:
+            return ChainDraft(row, followed, min(row.most, room))
+        return TreeDraft(row, followed, room, self._shape)
 
-    def _catch_up(self, drafts: Sequence[_Draft], rule: Rule) -> None:
-        """Compute the pairs that wait; each draft then has its first token."""
+    def _catch_up(self, drafts: Sequence[Draft], rule: Rule) -> None:
+        """Compute the pairs that wait; each draft then sees what may come first."""
         fresh = [draft for draft in drafts if not draft.followed.held]
-        self._bring(self.draft, [self._waiting(draft) for draft in fresh], rule)
-        behind = [draft for draft in drafts if draft.followed.waiting]
-        while behind:
-            self._bring(self.draft.verify, [self._waiting(draft) for draft in behind], rule)
-            behind = [draft for draft in behind if draft.followed.waiting]
-
-    def _waiting(self, draft: _Draft) -> _Pairs:
-        """The next pairs of the target's: all of a prompt, else what a verify graph takes."""
-        followed = draft.followed
-        ids, features = followed.pairs(draft.wanted.sequence.tokens)
-        start = len(followed.held)
-        most = self.draft.neuron_config.speculation_length if start else len(ids)
-        followed.held.extend(ids[:most])
-        followed.waiting = [features[most:]] if len(ids) > most else []
-        return _Pairs(draft, start, ids[:most], features[:most])
-
-    def _go_on(self, drafts: Sequence[_Draft], rule: Rule) -> None:
-        """One token more for each, from the head's own features."""
-        pairs = []
-        for draft in drafts:
-            assert draft.features is not None
-            own = F.pad(draft.features, (0, self._size - len(draft.features)))
-            start = len(draft.followed.held) + len(draft.proposed) - 1
-            pairs.append(_Pairs(draft, start, draft.proposed[-1:], own.unsqueeze(0), is_own=True))
-        self._bring(self.draft, pairs, rule)
+        longest = self.draft.neuron_config.longest_prompt
+        self._bring(self.draft, [(draft, _waiting(draft, longest)) for draft in fresh], rule)
+        most = self.draft.neuron_config.num_verified
+        while behind := [draft for draft in drafts if draft.followed.waiting]:
+            pairs = [(draft, _waiting(draft, most)) for draft in behind]
+            self._bring(self.draft.verify, pairs, rule)
 
     def _bring(
-        self, call: Callable[..., CausalLMOutput], pairs: Sequence[_Pairs], rule: Rule
+        self,
+        call: Callable[..., CausalLMOutput],
+        given: Sequence[tuple[Draft, Pairs]],
+        rule: Rule,
     ) -> None:
-        """Compute pairs; a draft gets the token after its last one, if it is one."""
-        if not pairs:
+        """Compute pairs, and show their drafts what the head says after the last that wait."""
+        if not given:
             return
-        inputs = row_inputs(
+        inputs: dict[str, Any] = row_inputs(
             self.draft.neuron_config,
-            [Row(item.ids, item.start, self._tables[item.draft.followed.index]) for item in pairs],
+            [
+                Row(pairs.ids, pairs.start, self._tables[draft.followed.index])
+                for draft, pairs in given
+            ],
         )
-        sequences = [item.draft.wanted.sequence for item in pairs]
-        extras = self._extras(pairs, inputs["input_ids"].shape[1])
-        output = call(**inputs, **rule.draft_inputs(sequences), extras=extras)
-        for row, item in enumerate(pairs):
-            draft = item.draft
-            if draft.followed.waiting:
-                continue
-            last = _after(output, row, len(item.ids) - 1)
-            assert last.features is not None
-            token, drawn_from = rule.propose(draft.wanted.sequence, draft.proposed, last, 0)
-            draft.features = last.features[0, 0]
-            draft.proposed.append(token)
-            if drawn_from is not None:
-                draft.drawn_from.append(drawn_from)
+        inputs |= rule.draft_inputs([draft.wanted.sequence for draft, _ in given])
+        extras = self._extras([pairs for _, pairs in given], inputs["input_ids"].shape[1])
+        parents = [pairs.parents for _, pairs in given]
+        if any(parents):
+            inputs["parents"] = parents
+        output = call(**inputs, extras=extras)
+        for row, (draft, pairs) in enumerate(given):
+            if not draft.followed.waiting:
+                draft.take(output, row, pairs, rule)
 
-    def _extras(self, pairs: Sequence[_Pairs], width: int) -> dict[str, Tensor]:
-        features = torch.zeros(len(pairs), width, self._size)
-        for row, item in enumerate(pairs):
-            features[row, : len(item.ids)] = item.features
+    def _extras(self, given: Sequence[Pairs], width: int) -> dict[str, Tensor]:
+        features = torch.zeros(len(given), width, self._size)
+        is_own = torch.zeros(len(given), width, dtype=torch.int32)
+        for row, pairs in enumerate(given):
+            num = len(pairs.ids) - len(pairs.own)
+            features[row, :num] = pairs.features
+            for place, own in enumerate(pairs.own, start=num):
+                features[row, place, : len(own)] = own
+                is_own[row, place] = 1
         extras = {FEATURES: features}
-        if self.draft.neuron_config.is_eagle3:
-            is_own = torch.tensor([[item.is_own] for item in pairs], dtype=torch.int32)
-            extras[IS_OWN] = is_own.expand(-1, width)
-        return extras
+        return {**extras, IS_OWN: is_own} if self.draft.neuron_config.is_eagle3 else extras
 
 
-def _after(output: CausalLMOutput, row: int, place: int) -> CausalLMOutput:
-    """The result after one pair of a row, of which some outputs have the last one's only."""
-
-    def of(value: Tensor | None) -> Tensor | None:
-        if value is None:
-            return None
-        found = value[row : row + 1, place if value.shape[1] > 1 else 0]
-        return found.unsqueeze(1)
-
-    tokens = None if output.tokens is None else of(output.tokens.reshape(len(output.tokens), -1))
-    return CausalLMOutput(of(output.logits), tokens, of(output.features))
+def _waiting(draft: Draft, most: int) -> Pairs:
+    return draft.followed.take(draft.wanted.sequence.tokens, most)
 
 
 def check_head(target: NeuronBaseForCausalLM, head: NeuronBaseForCausalLM) -> None:
@@ -232,6 +153,15 @@ def check_head(target: NeuronBaseForCausalLM, head: NeuronBaseForCausalLM) -> No
             f"the head has speculation_length={own.speculation_length}, so it cannot take several "
             "verified tokens at once; compile it with the target's speculation_length="
             f"{config.speculation_length}"
+        )
+    if config.tree_shape is not None and not own.verifies_trees:
+        raise ConfigError(
+            "the target verifies trees, which the head is to grow; compile it with the target's "
+            "token_tree_config"
+        )
+    if config.tree_shape is not None and own.on_device_sampling_config is not None:
+        raise ConfigError(
+            "a tree grows from the head's logits; compile it without on_device_sampling_config"
         )
     sampling = own.on_device_sampling_config
     if sampling is not None and (sampling.do_sample or sampling.dynamic):

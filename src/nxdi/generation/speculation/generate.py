@@ -23,7 +23,7 @@ from nxdi.generation.speculation.proposals import Proposer, Rule
 from nxdi.generation.speculation.rules import ProcessedRule
 from nxdi.generation.speculation.step import Speculation
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
-from nxdi.models.eagle.modeling_eagle import NeuronEagleForCausalLM
+from nxdi.models.draft_head import NeuronDraftHead
 
 _BY_BATCH = "PrefixConstrainedLogitsProcessor"  # asks for a row by its place in the batch
 
@@ -74,7 +74,7 @@ def make_draft(model: Any) -> Proposer:
             f"assistant_model is a {type(model).__name__}; it must be a model that nxdi has "
             "loaded, such as AutoModelForCausalLM.from_pretrained returns"
         )
-    return EagleHead(draft) if isinstance(draft, NeuronEagleForCausalLM) else DraftModel(draft)
+    return EagleHead(draft) if isinstance(draft, NeuronDraftHead) else DraftModel(draft)
 
 
 def speculative_decode_loop(  # noqa: PLR0913  as decode_loop, and who proposes

@@ -14,7 +14,7 @@ from nxdi.generation.speculation.proposals import Proposer, Seen, Wanted
 from nxdi.generation.speculation.rules import SeededRule
 from nxdi.models.auto import AutoModelForCausalLM
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
-from nxdi.models.eagle.modeling_eagle import NeuronEagleForCausalLM
+from nxdi.models.draft_head import NeuronDraftHead
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -66,7 +66,7 @@ def make_proposer(
         target_model_path=target.model_path,
         **options,
     )
-    assert isinstance(head, NeuronEagleForCausalLM)
+    assert isinstance(head, NeuronDraftHead)
     return EagleHead(head)
 
 

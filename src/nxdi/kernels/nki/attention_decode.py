@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nxdi.kernels.nki.cache_parts import RUN, bytes_of, load_part, load_row, plan_cache
 from nxdi.kernels.nki.copies import copy_out
+from nxdi.kernels.nki.tiles import is_given
 from nxdi.kernels.ops import AttendCall
 from nxdi.kernels.reference.attend import attend_wide
 
@@ -157,9 +158,9 @@ def make_constants(q: Any, sinks: Any, scales: Any, scale: float) -> Any:
     nisa.tensor_copy(dst=short, src=identity, engine=nisa.engine.vector)
     found = {"ones": ones, "identity": identity, "short": short, "scale": scale}
     num_heads, group, num_queries = q.shape[1:4]
-    if sinks != None:  # noqa: E711  compilers up to 0.6 have no `is`
+    if is_given(sinks):
         found["sinks"] = spread(sinks, 1, num_heads * group, num_queries)
-    if scales != None:  # noqa: E711
+    if is_given(scales):
         both = spread(scales, TILE, 2 * num_heads, 1)
         keys = both[:, 0:num_heads]
         nisa.tensor_scalar(dst=keys, data=keys, op0=nl.multiply, operand0=scale)

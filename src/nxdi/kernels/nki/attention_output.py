@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nxdi.kernels.nki.copies import copy_out
+from nxdi.kernels.nki.tiles import is_given
 
 TILE = 128  # partitions, and columns of a stationary tile
 BANK = 512  # float32 elements of a PSUM bank
@@ -56,7 +57,7 @@ def attention_output(x: Any, w: Any, bias: Any = None) -> Any:
     num_rows, columns = x.shape[0], w.shape[1]
     out = nl.ndarray((num_rows, columns), dtype=x.dtype, buffer=nl.shared_hbm)
     row = []
-    if bias != None:  # noqa: E711  compilers up to 0.6 have no `is`
+    if is_given(bias):
         row = load_bias(bias)
     tiles = min(SUMS, -(-num_rows // TILE))
     width = SUMS // tiles * BANK

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nxdi.kernels.masks import Causal, SlidingWindow
 from nxdi.kernels.nki.copies import copy_out
+from nxdi.kernels.nki.tiles import is_given
 from nxdi.kernels.ops import AttendCall
 from nxdi.kernels.reference.attend import attend_wide
 
@@ -199,7 +200,7 @@ def load_queries(tensors: Any, head: Any, g: int, first: int, rows: int) -> Any:
     nisa.nc_transpose(dst=block, data=tile, engine=nisa.engine.tensor)
     turned = nl.ndarray((size, rows), dtype=q.dtype, buffer=nl.sbuf)
     copy_out(turned, block, True)
-    if sinks == None:  # noqa: E711  compilers up to 0.6 have no `is`
+    if not is_given(sinks):
         return {"queries": turned}
     # A sink is a score that is there before all others, whose value is zero.
     sink = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)

@@ -11,6 +11,8 @@ from typing import Any
 import nki.isa as nisa
 import nki.language as nl
 
+from nxdi.kernels.nki.tiles import is_given
+
 TILE = 128  # partitions
 RUN = 8192  # bytes of keys that a partition gets at once
 HIDDEN = -1e30  # added to scores that a query may not see
@@ -25,7 +27,7 @@ def plan_cache(k: Any, v: Any, blocks: Any, num_keys: int) -> Any:
     width = max(1, RUN // (size * bytes_of(k.dtype)))
     while first < num_keys:
         rest = num_keys - first
-        if blocks != None:  # noqa: E711  compilers up to 0.6 have no `is`
+        if is_given(blocks):
             part = first, min(TILE, rest // k.shape[2]), k.shape[2]
         elif rest >= TILE:
             part = first, TILE, min(width, rest // TILE)
@@ -35,7 +37,7 @@ def plan_cache(k: Any, v: Any, blocks: Any, num_keys: int) -> Any:
         first += part[1] * part[2]
         total += part[2]
     found = {"k": as_stored(k), "v": as_stored(v), "parts": parts, "width": total}
-    if blocks != None:  # noqa: E711
+    if is_given(blocks):
         found["blocks"] = blocks
     return found
 

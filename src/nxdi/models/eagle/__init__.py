@@ -1,1 +1,1 @@
-"""EAGLE: draft heads that read the activations of their target."""
+"""EAGLE."""

@@ -121,6 +121,8 @@ def run(batcher: ContinuousBatcher, prompts: Sequence[list[int]]) -> list[list[i
 
 @pytest.mark.parametrize("cache", CACHES)
 def test_requests_come_and_go(made: Any, cache: str) -> None:
+    if (made[3] == KINDS["eagle"]) is not (cache in ("blocks", "ahead")):
+        return  # each cache with one kind
     target, head = load_both(made, **CACHES[cache])
     generator = torch.Generator().manual_seed(4)
     shared = torch.randint(1, VOCAB_SIZE, (16,), generator=generator).tolist()
@@ -193,3 +195,39 @@ def test_what_does_not_fit_is_refused(made: Any, tmp_path: Path) -> None:
 def test_options_without_their_like_are_refused(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         NeuronConfig(**options)
+
+
+TREES: dict[str, Any] = {
+    "wide": {"0": [1, 2, 3]},
+    "deep": {"0": [1, 4], "1": [2, 3], "2": [5]},
+    "dynamic": {"step": 3, "branching_factor": 2, "num_inputs": 2, "num_verification_token": 5},
+}
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_trees(made: Any, tree: str) -> None:
+    """Tokens stay, and the likeliest chain of each tree is what the head proposes in line."""
+    target, head = load_both(made, speculation_length=8, token_tree_config=TREES[tree])
+    prompts = [[5, 6, 7, 8, 9], [7, 8], [12] * 15]
+    plain = run(ContinuousBatcher(target), prompts)
+    target.reset()
+    proposer = Recording(head)
+    batcher = ContinuousBatcher(target, proposer=proposer)
+    assert run(batcher, prompts) == plain
+    deepest = {"wide": 1, "deep": 3, "dynamic": 1}[tree]  # of a dynamic one the first is certain
+    checked = 0
+    for tokens, most, first, proposed in proposer.record:
+        if first != UNKNOWN and most >= deepest:
+            assert proposed[:deepest] == made[0].propose(tokens, deepest, first)
+            checked += 1
+    assert checked > 3
+
+
+def test_a_head_for_trees_verifies_trees(made: Any) -> None:
+    _, folder, head_folder, options = made
+    given = {**LENGTHS, **options, "speculation_length": 8}
+    target = load_app(
+        folder, enable_eagle_speculation=True, **given, token_tree_config=TREES["wide"]
+    )
+    with pytest.raises(ConfigError, match="compile it with the target's token_tree_config"):
+        ContinuousBatcher(target, proposer=EagleHead(load_head(head_folder, folder, **given)))
