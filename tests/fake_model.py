@@ -81,6 +81,7 @@ class FakeModel:
         self.config = SimpleNamespace(vocab_size=VOCAB_SIZE)
         self.neuron_config = SimpleNamespace(
             proposes_in_graph=False,
+            is_medusa=False,
             tkg_batch_size=self.rows,
             max_context_length=self.max_context_length,
             allow_input_truncation=self.allow_input_truncation,

@@ -17,6 +17,7 @@ from nxdi.cli import demo_options
 from nxdi.config.recipe import load_recipe
 from nxdi.kernels.sim.rules import RULES
 from nxdi.models import registry
+from tiny_eagle import PlainHead
 from tiny_medusa import fitted_heads, save_heads
 from tiny_models import save_tiny, tiny_hf_model
 
@@ -62,16 +63,18 @@ def test_speculation(
     """The example runs, and all ways give the same tokens."""
     hf = tiny_hf_model("llama", vocab_size=256)
     folder = save_tiny(hf, tmp_path / "model")
+    (tmp_path / "head").mkdir()
     save_heads(folder, fitted_heads(hf, [list(range(60))]))
     ids = byte_tokenizer("one two one two", return_tensors="pt")["input_ids"]
     names: dict[str, Any] = {
         "folder": folder,
         "draft_folder": folder,
+        "head_folder": PlainHead(hf).save(tmp_path / "head"),
         "tokenizer": byte_tokenizer,
         "prompt": {"input_ids": ids, "do_sample": False},
     }
     for block in blocks("speculation.md", "python"):
-        exec(block.replace("**options", '**options, backend="eager"'), names)
+        exec(block.replace("options = {", 'options = {"backend": "eager", '), names)
     assert torch.equal(names["tokens"], names["same"])
     assert float(capsys.readouterr().out) >= 1
 

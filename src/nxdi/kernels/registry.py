@@ -148,6 +148,7 @@ def named_layers(root: nn.Module) -> Iterator[None]:
     """Choices made within the block, in the forward of a module of `root`, carry its name."""
     names = {module: name for name, module in root.named_modules()}
     callers: list[str] = []
+    outside = _LAYER.get()  # a forward that raises does not leave its layers
 
     def enter(module: nn.Module, _: object) -> None:
         callers.append(_LAYER.get())
@@ -161,6 +162,7 @@ def named_layers(root: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        _LAYER.set(outside)
         for hook in hooks:
             hook.remove()
 

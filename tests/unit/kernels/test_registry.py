@@ -130,3 +130,17 @@ def test_strict_kernels_name_every_layer_and_reason() -> None:
         "  layers.0.mlp: halve by the reference plain (shift: odd number)",
         "  layers.0.mlp: third by the reference plain (there is no kernel for it)",
     ]
+
+
+def test_a_forward_that_raises_leaves_no_name_behind() -> None:
+    """Choices made after it are not said to be those of the layer that raised."""
+
+    class Raising(nn.Module):
+        def forward(self, x: object) -> None:
+            raise ValueError(x)
+
+    with pytest.raises(ValueError, match="1"), named_layers(root := nn.Sequential(Raising())):
+        root(1)
+    with platform("test-names") as choices:
+        choose("double", 2)
+    assert {choice.layer for choice in choices} == {""}

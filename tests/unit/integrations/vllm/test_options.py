@@ -37,6 +37,7 @@ def vllm_config(additional: Any = None, **changes: Any) -> Any:
         cache_config=everything,
         parallel_config=everything,
         additional_config=additional,
+        speculative_config=None,
     )
 
 
