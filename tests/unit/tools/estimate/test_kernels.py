@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from nxdi.kernels.nki import load_kernels
 from nxdi.tools.benchmark.stages import Workload
 from nxdi.tools.estimate import estimate_model, find_hardware
