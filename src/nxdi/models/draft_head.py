@@ -17,9 +17,7 @@ from nxdi.graph.inputs import BATCH, TOKENS, InputSpec
 from nxdi.graph.plan import FEATURES
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.models.llama.modeling_llama import LlamaInferenceConfig
-from nxdi.modules.attention import NeuronAttentionBase
 from nxdi.modules.norm import RMSNorm
-from nxdi.modules.rope import rope_from_config
 from nxdi.runtime.checkpoint import find_checkpoint, read_checkpoint
 from nxdi.runtime.prequantized.source import WeightsSource
 
@@ -45,22 +43,6 @@ class DraftHeadInferenceConfig(LlamaInferenceConfig):
         """Elements of the features of a token, as the target returns them."""
         num_layers = 3 if self.neuron_config.is_eagle3 else 1
         return num_layers * int(getattr(self, "target_hidden_size", None) or self.hidden_size)
-
-
-def head_attention(config: InferenceConfig, input_size: int) -> NeuronAttentionBase:
-    """Llama's attention over activations of `input_size`."""
-    has_bias = getattr(config, "attention_bias", False)
-    return NeuronAttentionBase(
-        config,
-        hidden_size=config.hidden_size,
-        input_size=input_size,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        rotary_emb=rope_from_config(config),
-        qkv_bias=has_bias,
-        o_bias=has_bias,
-    )
 
 
 def head_norm(config: InferenceConfig) -> RMSNorm:

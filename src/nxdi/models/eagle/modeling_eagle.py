@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from nxdi.config import InferenceConfig
 from nxdi.graph.plan import FEATURES
 from nxdi.models.decoder import Decoder
-from nxdi.models.draft_head import NeuronDraftHead, head_attention
+from nxdi.models.draft_head import NeuronDraftHead
+from nxdi.models.llama.modeling_llama import NeuronLlamaAttention
 from nxdi.modules.decoder_layer import PreNormDecoderLayer
 from nxdi.modules.embeddings import causal_lm_ends
 from nxdi.modules.mlp import GatedMLP
@@ -38,7 +39,7 @@ class EagleModel(Decoder):
         )
         layers = []
         for _ in range(config.num_hidden_layers):
-            attention = head_attention(config, config.hidden_size)
+            attention = NeuronLlamaAttention(config)
             layers.append(PreNormDecoderLayer(config, attention, GatedMLP(config)))
         if not config.neuron_config.enable_eagle_draft_input_norm:
             layers[0].input_layernorm = nn.Identity()

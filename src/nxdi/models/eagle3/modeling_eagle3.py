@@ -15,7 +15,8 @@ from nxdi.config import InferenceConfig
 from nxdi.graph.inputs import BATCH, TOKENS, InputSpec
 from nxdi.graph.plan import FEATURES
 from nxdi.models.decoder import Decoder
-from nxdi.models.draft_head import EMBEDDING, NeuronDraftHead, head_attention, head_norm
+from nxdi.models.draft_head import EMBEDDING, NeuronDraftHead, head_norm
+from nxdi.models.llama.modeling_llama import NeuronLlamaAttention
 from nxdi.modules.context import LayerContext
 from nxdi.modules.decoder_layer import PreNormDecoderLayer
 from nxdi.modules.embeddings import embedding
@@ -33,7 +34,7 @@ class Eagle3Layer(PreNormDecoderLayer):
     """
 
     def __init__(self, config: InferenceConfig) -> None:
-        attention = head_attention(config, 2 * config.hidden_size)
+        attention = NeuronLlamaAttention(config, 2 * config.hidden_size)
         super().__init__(config, attention, GatedMLP(config))
         self.hidden_norm = head_norm(config)
 

@@ -41,11 +41,12 @@ class LlamaInferenceConfig(InferenceConfig):
 
 
 class NeuronLlamaAttention(NeuronAttentionBase):
-    def __init__(self, config: InferenceConfig) -> None:
+    def __init__(self, config: InferenceConfig, input_size: int | None = None) -> None:
         has_bias = getattr(config, "attention_bias", False)
         super().__init__(
             config,
             hidden_size=config.hidden_size,
+            input_size=input_size,
             num_attention_heads=config.num_attention_heads,
             num_key_value_heads=config.num_key_value_heads,
             head_dim=config.head_dim,

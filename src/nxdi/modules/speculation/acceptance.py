@@ -67,15 +67,6 @@ def accept_by_rejection(
     return _accepted(chosen, is_kept)
 
 
-def certain(proposed: Tensor, vocab_size: int) -> Tensor:
-    """The distributions of proposals that are not drawn, as prompt lookup's: all on one token.
-
-    Shapes: [B, K] -> float32 [B, K, V].
-    """
-    tokens = torch.arange(vocab_size, dtype=proposed.dtype, device=proposed.device)
-    return (proposed.unsqueeze(-1) == tokens).float()
-
-
 def residual(target: Tensor, draft: Tensor) -> Tensor:
     """What the target gives beyond the draft, not normalised. [B, V], [B, V] -> [B, V].
 

@@ -13,7 +13,6 @@ from nxdi.modules.speculation.acceptance import (
     Accepted,
     accept_by_rejection,
     accept_matching,
-    certain,
     residual,
 )
 
@@ -23,6 +22,11 @@ DRAWS = 40_000
 
 def ints(rows: list[list[int]]) -> Tensor:
     return torch.tensor(rows, dtype=torch.int32)
+
+
+def certain(tokens: Tensor, vocab_size: int) -> Tensor:
+    """Distributions [B, K, V] that are all on one token."""
+    return (tokens.unsqueeze(-1) == torch.arange(vocab_size, dtype=tokens.dtype)).float()
 
 
 def test_matching_keeps_what_the_target_chose() -> None:
