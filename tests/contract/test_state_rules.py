@@ -408,8 +408,17 @@ def places_written(
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("backend", ["eager", "cpu"])
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize(
+    ("family", "backend"),
+    [
+        # One family is compiled by default, the others take half a minute each.
+        pytest.param(
+            family, backend, marks=pytest.mark.slow if (backend, i > 0) == ("cpu", True) else ()
+        )
+        for i, family in enumerate(MODELS)
+        for backend in ("eager", "cpu")
+    ],
+)
 def test_a_step_changes_the_places_of_its_tokens(
     loaded: Callable[..., NeuronBaseForCausalLM], family: str, backend: str
 ) -> None:
@@ -481,7 +490,7 @@ EXPERTS = {
 
 
 @pytest.mark.parametrize("name", EXPERTS)
-@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("family", [pytest.param("qwen3_moe", marks=pytest.mark.slow), "gpt_oss"])
 def test_experts_keep_every_rule(family: str, name: str, folders: dict[str, Path]) -> None:
     """Ranks have different experts, and one program."""
     phase, options = EXPERTS[name]

@@ -54,7 +54,7 @@ def sdk(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("mistral", marks=pytest.mark.slow)])
 def test_each_graph_is_captured_once_and_computes_the_same(
     family: str, sdk: list[str], tmp_path: Path
 ) -> None:
