@@ -150,11 +150,6 @@ def test_a_registered_model_is_served(make_llm: Any, own_model: Path) -> None:
         ({"neuron": {"enable_buckets": True}}, ConfigError, "enable_bucketing"),
         ({"neuron": {"batch_size": 9}}, ConfigError, "max_num_seqs"),
         ({"enable_lora": True}, UnsupportedError, "enable_lora"),
-        (
-            {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
-            UnsupportedError,
-            "speculative_config",
-        ),
         ({"load_format": "dummy"}, UnsupportedError, "load_format"),
         ({"hf_overrides": {"rope_theta": 5.0}}, UnsupportedError, "hf_overrides"),
         ({"kv_cache_dtype": "int8_per_token_head"}, UnsupportedError, "kv_cache_dtype"),

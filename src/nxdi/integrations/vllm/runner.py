@@ -208,7 +208,8 @@ class ModelRunner:
             return
         while not result.is_chosen:
             ahead = len(result.tokens)
-            result.tokens.append(self._choice.token(request, output, result.row, ahead))
+            token = self._choice.token(request, output, result.row, ahead, ahead)
+            result.tokens.append(token)
         request.extend(result.tokens)
 
     def _score(self, work: Work[RunningRequest]) -> _Result:
