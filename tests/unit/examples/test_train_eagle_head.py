@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from train_eagle_head import Head, Text, loss_of, save, write_texts
+from train_eagle_head import Head, loss_of, save, write_texts
 
 from nxdi.generation import ContinuousBatcher, RequestOptions
 from nxdi.generation.speculation import EagleHead
@@ -31,10 +31,12 @@ def test_a_head_learns_what_its_target_writes(tmp_path: Path) -> None:
         torch.testing.assert_close(text.features, expected, atol=1e-4, rtol=1e-4)
 
     torch.manual_seed(0)
-    head = Head(model.config, model.model.embed_tokens.weight.detach())
+    features = torch.cat([text.features for text in texts])
+    head = Head(model.config, model.model.embed_tokens.weight.detach(), features)
     optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3)
     for _ in range(120):
-        loss = loss_of(head, model.lm_head.weight.detach(), _batch(texts))
+        losses = [loss_of(head, model.lm_head.weight.detach(), text) for text in texts]
+        loss = torch.stack(losses).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -48,11 +50,3 @@ def test_a_head_learns_what_its_target_writes(tmp_path: Path) -> None:
     batcher.run()
     assert batcher.speculation is not None
     assert batcher.speculation.counts.tokens_per_step > 2
-
-
-def _batch(texts: list[Text]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The start of all texts, of which every token counts."""
-    length = min(len(text.tokens) for text in texts)
-    ids = torch.stack([text.tokens[:length] for text in texts])
-    features = torch.stack([text.features[:length] for text in texts])
-    return ids, features, torch.ones_like(ids, dtype=torch.bool)
