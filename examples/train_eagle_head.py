@@ -11,6 +11,8 @@ Takes up to ten minutes on two cores. The head lands in .demo/eagle-head and is 
         target_model_path=".demo/SmolLM2-135M-Instruct")
     adapter.generate(..., assistant_model=head)
 
+    nxdi bench .demo/SmolLM2-135M-Instruct --speculation .demo/eagle-head
+
 The recipe is EAGLE's (arXiv:2401.15077): predict the target's next features and the token that
 follows from them. Half of the loss is taken where the head reads its own features, as it does from
 the second token of a proposal on (after EAGLE-3, arXiv:2503.01840). Some features are ten times as

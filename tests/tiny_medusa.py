@@ -54,5 +54,17 @@ def fitted_heads(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> 
     return state
 
 
+def vllm_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of heads with one residual block each, as vLLM names them."""
+    names = {"0.linear.weight": "layers.0.weight", "0.linear.bias": "layers.0.bias"}
+    renamed = {}
+    for name, tensor in state.items():
+        head, _, rest = name.partition(".")
+        is_lm_head = rest == "1.weight"
+        new = f"lm_heads.{head}.weight" if is_lm_head else f"blocks.{head}.{names[rest]}"
+        renamed[new] = tensor
+    return renamed
+
+
 def save_heads(folder: Path, state: dict[str, Tensor], name: str = "medusa_heads.pt") -> None:
     torch.save(state, folder / name)

@@ -18,7 +18,7 @@ from nxdi.config import (
 )
 from nxdi.errors import UnsupportedError
 
-OWN = {"backend", "kv_cache_memory_bytes", "strict_kernels"}
+OWN = {"backend", "kv_cache_memory_bytes", "medusa_heads_path", "strict_kernels"}
 
 _SUPPORTED = """
     activation_quantization_type allow_input_truncation async_mode attn_cls backend batch_size
@@ -27,7 +27,8 @@ _SUPPORTED = """
     is_eagle3 is_eagle_draft
     ep_dispatch_cc_option is_block_kv_layout is_continuous_batching is_medusa is_prefix_caching
     kv_cache_batch_size kv_cache_memory_bytes kv_cache_quant kv_quant_config local_ranks_size
-    max_batch_size max_context_length max_length max_new_tokens medusa_speculation_length
+    max_batch_size max_context_length max_length max_new_tokens medusa_heads_path
+    medusa_speculation_length
     medusa_tree modules_to_not_convert num_medusa_heads on_cpu
     on_device_sampling_config output_logits overrides_torch_dtype pa_block_size pa_num_blocks
     padding_side prefix_buckets quantization_block_axis quantization_block_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from nxdi.errors import ConfigError, UnsupportedError
+from nxdi.errors import ConfigError, UnsupportedError, WeightError
+from nxdi.runtime.checkpoint import write_safetensors
 from tiny_eagle import PlainHead
+from tiny_medusa import fitted_heads, vllm_names
 from tiny_models import near, save_tiny
 from vllm_plugin.conftest import save_tokenizer
 
@@ -19,7 +22,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "draft_model": {"method": "draft_model"},
     "eagle": {"method": "eagle"},
     "eagle3": {"method": "eagle3"},
+    "medusa": {"method": "medusa"},
 }
+HEAD = ("0.linear.weight", "0.linear.bias", "1.weight")  # of a head with one residual block
 LAYOUTS: dict[str, dict[str, Any]] = {
     "rows": {},
     "chunks of prefixes": {
@@ -46,7 +51,26 @@ def drafts(tmp_path_factory: pytest.TempPathFactory, reference: Any) -> dict[str
     PlainHead(reference, is_eagle3=True).save(folders["eagle3"])
     for folder in folders.values():
         save_tokenizer(folder)
+    save_medusa(folders["medusa"], heads_of(reference))
     return folders
+
+
+@torch.no_grad()
+def heads_of(reference: Any) -> dict[str, torch.Tensor]:
+    """Three heads that know how the answers go on."""
+    prompt_ids = [prompt["prompt_token_ids"] for prompt in prompts()[:3]]
+    sequences = [
+        reference.generate(torch.tensor([ids]), max_new_tokens=60, do_sample=False)[0].tolist()
+        for ids in prompt_ids
+    ]
+    return fitted_heads(reference, sequences)
+
+
+def save_medusa(folder: Path, heads: dict[str, torch.Tensor]) -> None:
+    """A folder of heads as vLLM reads it."""
+    config = {"model_type": "medusa", "num_hidden_layers": 1, "vocab_size": 257, "num_heads": 3}
+    (folder / "config.json").write_text(json.dumps(config))
+    write_safetensors(folder / "model.safetensors", vllm_names(heads))
 
 
 def speculative(method: str, drafts: dict[str, Path]) -> dict[str, Any]:
@@ -96,10 +120,8 @@ def test_answers_are_those_without(
         assert answers(llm) == plain, method
 
 
-def test_proposals_are_kept(make_llm: Callable[..., Any], model_dir: Path) -> None:
-    """The target as its own draft is always right, so an answer takes a quarter of the steps."""
-    config = {"method": "draft_model", "model": str(model_dir), "num_speculative_tokens": 3}
-    llm = make_llm(speculative_config=config)
+def counted(llm: Any) -> list[Any]:
+    """The calls that verify proposals, from now on."""
     runner = llm.llm_engine.model_executor.driver_worker.worker.runner
     calls, verify = [], runner.model.verify
 
@@ -108,8 +130,58 @@ def test_proposals_are_kept(make_llm: Callable[..., Any], model_dir: Path) -> No
         return verify(**inputs)
 
     runner.model.verify = counting
+    return calls
+
+
+def test_proposals_are_kept(make_llm: Callable[..., Any], model_dir: Path) -> None:
+    """The target as its own draft is always right, so an answer takes a quarter of the steps."""
+    config = {"method": "draft_model", "model": str(model_dir), "num_speculative_tokens": 3}
+    llm = make_llm(speculative_config=config)
+    calls = counted(llm)
     llm.generate(prompts()[:1], params(temperature=0, ignore_eos=True), use_tqdm=False)
     assert len(calls) <= 4
+
+
+def test_medusa_heads_are_kept(make_llm: Callable[..., Any], drafts: dict[str, Path]) -> None:
+    """The first two of three heads, which are wrong at every third place."""
+    config = {"method": "medusa", "model": str(drafts["medusa"]), "num_speculative_tokens": 2}
+    llm = make_llm(speculative_config=config)
+    calls = counted(llm)
+    llm.generate(prompts()[:1], params(temperature=0, ignore_eos=True), use_tqdm=False)
+    assert len(calls) <= 8
+    assert {call["input_ids"].shape[1] for call in calls[:-1]} == {3}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (dict.clear, "has 0 heads, and num_medusa_heads=3"),
+        (lambda heads: heads.pop("2.1.weight"), r"missing from.*candidate_heads\.2\.1\.weight"),
+        (lambda heads: heads.update({"1.1.weight": torch.ones(9, 64)}), "wrong shapes"),
+        (lambda heads: [heads.pop(f"2.{name}") for name in HEAD], r"has 2 heads.*ask for 2"),
+    ],
+)
+def test_folders_that_are_not_three_heads(
+    change: Callable[[dict[str, torch.Tensor]], object],
+    reason: str,
+    make_llm: Callable[..., Any],
+    reference: Any,
+    tmp_path: Path,
+) -> None:
+    heads = heads_of(reference)
+    change(heads)
+    save_medusa(tmp_path, heads)
+    config = {"method": "medusa", "model": str(tmp_path), "num_speculative_tokens": 3}
+    with pytest.raises(WeightError, match=reason):
+        make_llm(speculative_config=config)
+
+
+def test_a_folder_without_heads(make_llm: Callable[..., Any], tmp_path: Path) -> None:
+    save_medusa(tmp_path, {})
+    (tmp_path / "model.safetensors").unlink()
+    config = {"method": "medusa", "model": str(tmp_path), "num_speculative_tokens": 3}
+    with pytest.raises(WeightError, match="has no weights of Medusa heads"):
+        make_llm(speculative_config=config)
 
 
 @pytest.mark.parametrize(
@@ -128,3 +200,10 @@ def test_what_is_not_there_is_refused(
 ) -> None:
     with pytest.raises(error, match=reason):
         make_llm(speculative_config={**config, "num_speculative_tokens": 3})
+
+
+def test_trees_are_refused(make_llm: Callable[..., Any], drafts: dict[str, Path]) -> None:
+    with pytest.raises(UnsupportedError, match="medusa_tree proposes trees of tokens"):
+        make_llm(
+            speculative_config=speculative("medusa", drafts), neuron={"medusa_tree": [[0], [1]]}
+        )

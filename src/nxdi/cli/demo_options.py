@@ -83,9 +83,31 @@ def _add_own_options(run: argparse.ArgumentParser) -> None:
     run.add_argument("--prompt", dest="prompts", action="append", default=[], metavar="TEXT")
     run.add_argument("--pad-token-id", type=int, metavar="ID")
     run.add_argument("--on-device-sampling", action="store_true")
-    run.add_argument("--draft-model-path", type=Path, metavar="DIR", help="refused: one model only")
     run.add_argument("--compile-only", action="store_true")
     run.add_argument("--skip-compile", action="store_true", help="load what was compiled before")
+    draft = run.add_argument_group("speculation, with the options of NeuronConfig")
+    draft.add_argument(
+        "--draft-model-path",
+        type=Path,
+        metavar="DIR",
+        help="folder of a draft model, or with --enable-eagle-speculation of an EAGLE head; it is "
+        "in the model's graphs with --enable-fused-speculation",
+    )
+    draft.add_argument(
+        "--compiled-draft-model-path",
+        type=Path,
+        metavar="DIR",
+        help="where its graphs go, without --enable-fused-speculation",
+    )
+    draft.add_argument("--draft-model-tp-degree", type=within(int, 1), metavar="N")
+    for name, field in (("medusa", "medusa_tree"), ("token", "token_tree_config")):
+        draft.add_argument(
+            f"--{name}-tree-json",
+            dest=_CONFIG + field,
+            type=_read_json,
+            default=argparse.SUPPRESS,
+            metavar="FILE",
+        )
     check = run.add_argument_group("accuracy")
     check.add_argument("--check-accuracy-mode", choices=ACCURACY_MODES, default=ACCURACY_MODES[0])
     check.add_argument("--num-tokens-to-check", type=within(int, 1), metavar="N")
@@ -143,6 +165,13 @@ def _parse_json(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def _read_json(file: str) -> Any:
+    try:
+        return json.loads(Path(file).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{file} cannot be read: {error}") from error
 
 
 def _parse_tol_map(text: str) -> dict[int | None, tuple[float, float]]:

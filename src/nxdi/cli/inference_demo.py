@@ -8,15 +8,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from nxdi.cli.demo_models import make_models
 from nxdi.cli.demo_options import make_parser, neuron_keywords, sampling_keywords
-from nxdi.cli.model_options import check_model_folder, load_tokenizer
+from nxdi.cli.model_options import load_tokenizer
 from nxdi.cli.prompts import explain_tokenizer_errors
-from nxdi.errors import ConfigError, NxdiError, UnsupportedError
+from nxdi.errors import ConfigError, NxdiError
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+    from nxdi.config import NeuronConfig
     from nxdi.models.causal_lm import NeuronBaseForCausalLM
 
 EXIT_DIVERGES, EXIT_BAD_REQUEST, EXIT_INTERRUPTED = 1, 2, 130
@@ -40,35 +42,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> None:
     _check_request(args)
-    model = _make_model(args)
+    target, draft = make_models(args)
+    model = target.model
+    _check_model(args, model.neuron_config)
+    models = [target] if draft is None else [target, draft]
     if args.compile_only:
-        _compile(args, model)
+        for each in models:
+            each.compile()
         return
     # All that may be refused comes before minutes of compiling.
     tokenizer = _load_tokenizer(args, model)
     inputs = _encode(args, tokenizer)
     options = _generation_config(args, model, inputs)
     if not args.skip_compile:
-        _compile(args, model)
+        for each in models:
+            each.compile()
         tokenizer.save_pretrained(args.compiled_model_path)  # where NxDI puts a copy
-    print("Loading model...", flush=True)
-    model.load(args.compiled_model_path)
-    _check_accuracy(args, model, tokenizer, options, inputs)
-    _generate(model, tokenizer, options, inputs)
+    for each in models:
+        each.load()
+    assistant = None if draft is None else draft.model
+    _check_accuracy(args, model, tokenizer, options, inputs, assistant)
+    _generate(model, tokenizer, options, inputs, assistant)
     if args.benchmark:
         _benchmark(args, model, options)
 
 
 def _check_request(args: argparse.Namespace) -> None:
     """Refuse what would fail after minutes of compiling."""
-    check_model_folder(args.model_path)
-    asked = {**vars(args), **neuron_keywords(args)}
-    for name in ("draft_model_path", "speculation_length"):
-        if asked.get(name):
-            raise UnsupportedError(
-                f"--{name.replace('_', '-')} is refused: this script runs one model, token by "
-                "token; use `nxdi bench --speculation`, or generate() with assistant_model"
-            )
     if args.skip_compile and args.compile_only:
         raise ConfigError("--skip-compile and --compile-only leave nothing to do; give one")
     if not args.prompts and not args.compile_only:
@@ -79,38 +79,19 @@ def _check_request(args: argparse.Namespace) -> None:
         report_files(args.benchmark_report_path)
 
 
-def _make_model(args: argparse.Namespace) -> NeuronBaseForCausalLM:
-    """Raises: ConfigError if the folder holds another type of model than --model-type says."""
-    from nxdi.config import serialize
-    from nxdi.config.limits import shown
-    from nxdi.models.auto import AutoModelForCausalLM
-
-    file = args.model_path / "config.json"
-    found = serialize.parse(serialize.read_text(file), str(file)).get("model_type")
-    if str(found).replace("-", "_") != args.model_type.replace("-", "_"):
-        raise ConfigError(
-            f"{file} has model_type={shown(found)}, not {args.model_type!r}; correct --model-type"
-        )
-    model_cls = AutoModelForCausalLM.class_for(args.model_path)
-    neuron_config = model_cls.get_config_cls().get_neuron_config_cls()(**neuron_keywords(args))
-    num_rows = neuron_config.tkg_batch_size
+def _check_model(args: argparse.Namespace, config: NeuronConfig) -> None:
+    num_rows = config.tkg_batch_size
     if len(args.prompts) > num_rows:
         raise ConfigError(
             f"{len(args.prompts)} prompts do not fit batch_size={num_rows}; give fewer, or raise "
             "--batch-size"
         )
-    returns_logits = neuron_config.output_logits or not neuron_config.on_device_sampling
+    returns_logits = config.output_logits or not config.on_device_sampling
     if args.check_accuracy_mode == "logit-matching" and not returns_logits:
         raise ConfigError(
             "--check-accuracy-mode logit-matching needs logits, and --on-device-sampling returns "
             "tokens only; add --output-logits"
         )
-    return model_cls(args.model_path, neuron_config=neuron_config)
-
-
-def _compile(args: argparse.Namespace, model: NeuronBaseForCausalLM) -> None:
-    print("Compiling and saving model...", flush=True)
-    model.compile(args.compiled_model_path)
 
 
 def _load_tokenizer(
@@ -167,6 +148,7 @@ def _check_accuracy(
     tokenizer: PreTrainedTokenizerBase,
     options: GenerationConfig,
     inputs: Mapping[str, Any],
+    draft: NeuronBaseForCausalLM | None,
 ) -> None:
     """Raises: LogitMatchingValidationError if the model differs from transformers."""
     if args.check_accuracy_mode == "skip-accuracy-check":
@@ -177,7 +159,12 @@ def _check_accuracy(
     if args.check_accuracy_mode == "token-matching":
         print("Checking accuracy by token matching", flush=True)
         accuracy.check_accuracy(
-            model, tokenizer, options, num_tokens_to_check=num_tokens, inputs=inputs
+            model,
+            tokenizer,
+            options,
+            num_tokens_to_check=num_tokens,
+            inputs=inputs,
+            draft_model=draft,
         )
     else:
         print("Checking accuracy by logit matching", flush=True)
@@ -199,12 +186,15 @@ def _generate(
     tokenizer: PreTrainedTokenizerBase,
     options: GenerationConfig,
     inputs: Mapping[str, Any],
+    draft: NeuronBaseForCausalLM | None,
 ) -> None:
     """Print each prompt with what follows it."""
     from nxdi.generation.hf_adapter import HuggingFaceGenerationAdapter
 
     adapter = HuggingFaceGenerationAdapter(model)
-    outputs = cast("Tensor", adapter.generate(**inputs, generation_config=options))
+    outputs = cast(
+        "Tensor", adapter.generate(**inputs, generation_config=options, assistant_model=draft)
+    )
     print("Generated outputs:")
     for row, text in enumerate(tokenizer.batch_decode(outputs, skip_special_tokens=True)):
         print(f"Output {row}: {text}")

@@ -100,22 +100,21 @@ def plan_model(
     check_model_folder(args.model)
     keywords = config_keywords(args) if keywords is None else keywords
 
-    from nxdi.models.auto import AutoModelForCausalLM
-    from nxdi.models.folder_options import with_folder_options
+    from nxdi.models.auto import make_model
 
-    model_cls = AutoModelForCausalLM.class_for(args.model, args.architecture)
-    keywords = with_folder_options(model_cls, args.model, keywords)
-    neuron_config = model_cls.get_config_cls().get_neuron_config_cls()(**keywords)
-    return model_cls(args.model, neuron_config=neuron_config)
+    return make_model(args.model, keywords, architecture=args.architecture)
 
 
-def load_model(args: argparse.Namespace) -> NeuronBaseForCausalLM:
+def load_model(
+    args: argparse.Namespace, keywords: dict[str, Any] | None = None
+) -> NeuronBaseForCausalLM:
     """Compile the model or find its graphs in `--artifact-dir` or the cache, and load it.
 
+    keywords: of `AutoModelForCausalLM.from_pretrained` (default: those of the command line).
     Raises: ConfigError if there is no such model folder; whatever compiling and loading raise.
     """
     check_model_folder(args.model)
-    keywords = config_keywords(args)
+    keywords = config_keywords(args) if keywords is None else keywords
 
     from nxdi.models.auto import AutoModelForCausalLM
 

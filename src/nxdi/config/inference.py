@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from nxdi.config import serialize
 from nxdi.config.from_hf import load_pretrained_config
 from nxdi.config.keywords import check_known
+from nxdi.config.medusa import num_blocks
 from nxdi.config.neuron import NeuronConfig
 from nxdi.config.speculation import FusedSpecNeuronConfig
 from nxdi.errors import ConfigError
@@ -27,6 +28,7 @@ class InferenceConfig:
     Raises: ConfigError if a required attribute is missing.
     """
 
+    medusa_num_layers = 1  # residual blocks of a Medusa head
     attribute_map: dict[str, str] = {}  # noqa: RUF012 - HF's name and form; ports rebind, never mutate
 
     def __init__(
@@ -48,6 +50,9 @@ class InferenceConfig:
             self.load_config()
         # The aliases first: they decide where the other names are stored.
         self.attribute_map = kwargs.pop("attribute_map", self.attribute_map)
+        heads = neuron_config.medusa_heads_path
+        if heads is not None and "medusa_num_layers" not in kwargs:
+            self.medusa_num_layers = num_blocks(Path(heads))
         for name, value in kwargs.items():
             setattr(self, name, value)
         self.add_derived_config()

@@ -77,8 +77,7 @@ _SUPPORTED = """
     quantization_scale_dtype strict_kernels activation_quantization_type quantize_clamp_bound
     speculation_length enable_fused_speculation enable_eagle_speculation is_eagle3 is_eagle_draft
     enable_eagle_draft_input_norm token_tree_config is_medusa medusa_speculation_length
-    num_medusa_heads medusa_tree
-    speculation_length enable_fused_speculation
+    num_medusa_heads medusa_heads_path medusa_tree
     ep_dispatch_cc_option capacity_factor blockwise_matmul_config moe_tp_degree moe_ep_degree
     hybrid_sharding_config glu_type hidden_act_scaling_factor hidden_act_bias
     gate_clamp_upper_limit gate_clamp_lower_limit up_clamp_upper_limit up_clamp_lower_limit

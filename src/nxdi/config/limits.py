@@ -79,7 +79,7 @@ _MODEL = _Rules(
         **{name: (1, most) for name, most in _SIZES.items()},
         **_TOKEN_IDS,
         "num_labels": (0, MAX_LABELS),
-        "first_k_dense_replace": (0, MAX_LAYERS),
+        **dict.fromkeys(("first_k_dense_replace", "medusa_num_layers"), (0, MAX_LAYERS)),
     },
     numbers={
         **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"), (0, 1)),

@@ -166,6 +166,7 @@ class NeuronConfig(KeywordConfig):
     is_medusa: bool = False
     medusa_speculation_length: int = 0
     num_medusa_heads: int = 0
+    medusa_heads_path: str | None = None
     medusa_tree: Any = None
 
     # Adapters and debugging.

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 
 ROOT = 0  # the number of the node that is a row's last token
 _NO_PARENT = -1
+_MEDUSA_OPTIONS = (
+    "num_medusa_heads",
+    "medusa_heads_path",
+    "medusa_speculation_length",
+    "medusa_tree",
+)
 
 
 @dataclass(frozen=True)
@@ -223,10 +229,7 @@ def check_tree_options(config: NeuronConfig) -> None:
 
 
 def _check_medusa(config: NeuronConfig) -> None:
-    given = {
-        name: getattr(config, name)
-        for name in ("num_medusa_heads", "medusa_speculation_length", "medusa_tree")
-    }
+    given = {name: getattr(config, name) for name in _MEDUSA_OPTIONS}
     if not config.is_medusa:
         if any(given.values()):
             raise ConfigError(f"{given} are options of Medusa heads; set is_medusa=True as well")

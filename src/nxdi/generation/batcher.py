@@ -39,9 +39,9 @@ class ContinuousBatcher:
     max_step_tokens: new tokens per step; it bounds how long prompts delay running requests
     (default: one token per row, and one chunk).
     generation_config: names the end-of-sequence tokens (default: the model's own).
-    proposer: a PromptLookup or DraftModel of nxdi.generation.speculation; requests then get the
-    same tokens in fewer steps. It needs a model compiled with speculation_length. A model with
-    enable_fused_speculation proposes by itself.
+    proposer: a PromptLookup, DraftModel, EagleHead or MedusaHeads of nxdi.generation.speculation;
+    requests then get the same tokens in fewer steps. It needs a model compiled with
+    speculation_length. A model with enable_fused_speculation or is_medusa proposes by itself.
     """
 
     def __init__(

@@ -46,6 +46,7 @@ class AutoModelForCausalLM:
         progress: bool | None = None,
         target_model_path: str | PathLike[str] | None = None,
         draft_model_path: str | PathLike[str] | None = None,
+        draft_model_tp_degree: int | None = None,
         **options: Any,
     ) -> NeuronBaseForCausalLM:
         """A loaded model.
@@ -62,6 +63,7 @@ class AutoModelForCausalLM:
         draft_model_path: the folder of the draft model of enable_fused_speculation. It has the
         weights' dtype and tp_degree that `options` name for the target, and is quantized if its
         folder is; for others give the model's config a FusedSpecNeuronConfig.
+        draft_model_tp_degree: 1, for every rank to run all of the draft model.
         options: keywords of NeuronConfig.
         Raises: ArtifactError if `artifact_dir` holds graphs made for something else.
         """
@@ -71,20 +73,18 @@ class AutoModelForCausalLM:
                 "architecture": architecture,
                 "target_model_path": target_model_path,
                 "draft_model_path": draft_model_path,
+                "draft_model_tp_degree": draft_model_tp_degree,
             }
             asked = {name: value for name, value in given.items() if value is not None}
             return _from_artifact(folder, {**asked, **options})
-        if options.get("is_eagle_draft"):
-            architecture = "eagle3" if options.get("is_eagle3") else "eagle"
-        model_cls = cls.class_for(folder, architecture)
-        options = with_folder_options(model_cls, folder, options)
-        config_cls = model_cls.get_config_cls()
-        target = {} if target_model_path is None else {"target_model_path": str(target_model_path)}
-        neuron_config = config_cls.get_neuron_config_cls()(**options)
-        config = config_cls.from_pretrained(folder, neuron_config, **target)
-        if draft_model_path is not None:
-            config.fused_spec_config = _fused(model_cls, Path(draft_model_path), options)
-        model = model_cls(folder, config)
+        model = make_model(
+            folder,
+            options,
+            architecture=architecture,
+            target_model_path=target_model_path,
+            draft_model_path=draft_model_path,
+            draft_model_tp_degree=draft_model_tp_degree,
+        )
         if artifact_dir is None and model.backend.name == "neuron":
             artifact_dir = env.neuron_artifacts()
         path = Path(artifact_dir) if artifact_dir is not None else default_artifact_dir(model)
@@ -92,6 +92,40 @@ class AutoModelForCausalLM:
         model.compile_if(lambda: _must_compile(path, is_in_cache), path, progress)
         model.load(path)
         return model
+
+
+def make_model(
+    folder: Path,
+    options: Mapping[str, Any],
+    *,
+    architecture: str | None = None,
+    target_model_path: str | PathLike[str] | None = None,
+    draft_model_path: str | PathLike[str] | None = None,
+    draft_model_tp_degree: int | None = None,
+) -> NeuronBaseForCausalLM:
+    """The model of a Hugging Face folder, neither compiled nor loaded.
+
+    options: keywords of NeuronConfig; the others are those of
+    `AutoModelForCausalLM.from_pretrained`.
+    """
+    if options.get("is_eagle_draft"):
+        architecture = "eagle3" if options.get("is_eagle3") else "eagle"
+    model_cls = AutoModelForCausalLM.class_for(folder, architecture)
+    options = with_folder_options(model_cls, folder, options)
+    config_cls = model_cls.get_config_cls()
+    target = {} if target_model_path is None else {"target_model_path": str(target_model_path)}
+    neuron_config = config_cls.get_neuron_config_cls()(**options)
+    config = config_cls.from_pretrained(folder, neuron_config, **target)
+    if draft_model_path is not None:
+        if draft_model_tp_degree is not None:
+            options = {**options, "tp_degree": draft_model_tp_degree}
+        config.fused_spec_config = _fused(model_cls, Path(draft_model_path), options)
+    elif draft_model_tp_degree is not None:
+        raise ConfigError(
+            f"draft_model_tp_degree={draft_model_tp_degree} is that of a draft model in the "
+            "graphs; give draft_model_path as well"
+        )
+    return model_cls(folder, config)
 
 
 def _fused(

@@ -189,13 +189,16 @@ class NeuronBaseForCausalLM(NeuronApplicationBase):
         return longrope_switch(self.config)
 
     def extra_state_dict(self) -> dict[str, Tensor]:
-        if not self.neuron_config.is_medusa:
+        config = self.neuron_config
+        if not config.is_medusa:
             return {}
-        heads = read_heads(self.model_path)
+        file = find_heads(self.model_path, config.medusa_heads_path)
+        heads = read_heads(file, config.num_medusa_heads, self.config.medusa_num_layers)
         return {f"candidate_heads.{name}": tensor for name, tensor in heads.items()}
 
     def extra_files(self) -> list[Path]:
-        return [find_heads(self.model_path)] if self.neuron_config.is_medusa else []
+        config = self.neuron_config
+        return [find_heads(self.model_path, config.medusa_heads_path)] if config.is_medusa else []
 
     def reset(self) -> None:
         """Forget all sequences."""

@@ -11,13 +11,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from nxdi.config import InferenceConfig
 from nxdi.errors import ConfigError, WeightError
 from nxdi.graph.inputs import BATCH, TOKENS, InputSpec
 from nxdi.graph.plan import FEATURES
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.models.llama.modeling_llama import LlamaInferenceConfig
-from nxdi.modules.norm import RMSNorm
 from nxdi.runtime.checkpoint import find_checkpoint, read_checkpoint
 from nxdi.runtime.prequantized.source import WeightsSource
 
@@ -43,11 +41,6 @@ class DraftHeadInferenceConfig(LlamaInferenceConfig):
         """Elements of the features of a token, as the target returns them."""
         num_layers = 3 if self.neuron_config.is_eagle3 else 1
         return num_layers * int(getattr(self, "target_hidden_size", None) or self.hidden_size)
-
-
-def head_norm(config: InferenceConfig) -> RMSNorm:
-    """One over the hidden size."""
-    return RMSNorm(config.hidden_size, config.rms_norm_eps, config.neuron_config.torch_dtype)
 
 
 class NeuronDraftHead(NeuronBaseForCausalLM):

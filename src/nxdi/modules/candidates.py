@@ -40,10 +40,9 @@ class CandidateHeads(nn.ModuleList):
 
     def __init__(self, config: InferenceConfig, num_candidates: int) -> None:
         neuron = config.neuron_config
-        num_blocks = getattr(config, "medusa_num_layers", 1)
         super().__init__(
             nn.Sequential(
-                *(ResidualBlock(config) for _ in range(num_blocks)),
+                *(ResidualBlock(config) for _ in range(config.medusa_num_layers)),
                 ColumnParallelLinear(
                     config.hidden_size,
                     config.vocab_size,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nxdi.config import InferenceConfig
 from nxdi.modules.context import LayerContext
-from nxdi.modules.norm import RMSNorm
+from nxdi.modules.norm import hidden_norm
 
 
 class PreNormDecoderLayer(nn.Module):
@@ -29,7 +29,7 @@ class PreNormDecoderLayer(nn.Module):
         make_norm: Callable[[], nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        make_norm = make_norm or (lambda: _rms_norm(config))
+        make_norm = make_norm or (lambda: hidden_norm(config))
         self.input_layernorm = make_norm()
         self.self_attn = self_attn
         self.post_attention_layernorm = make_norm()
@@ -41,10 +41,6 @@ class PreNormDecoderLayer(nn.Module):
         return out
 
 
-def _rms_norm(config: InferenceConfig) -> RMSNorm:
-    return RMSNorm(config.hidden_size, config.rms_norm_eps, config.neuron_config.torch_dtype)
-
-
 class PostNormDecoderLayer(nn.Module):
     """x + norm(attention(x)), then x + norm(mlp(x)).
 
@@ -53,11 +49,10 @@ class PostNormDecoderLayer(nn.Module):
 
     def __init__(self, config: InferenceConfig, self_attn: nn.Module, mlp: nn.Module) -> None:
         super().__init__()
-        dtype = config.neuron_config.torch_dtype
         self.self_attn = self_attn
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        self.post_attention_layernorm = hidden_norm(config)
         self.mlp = mlp
-        self.post_feedforward_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        self.post_feedforward_layernorm = hidden_norm(config)
 
     def forward(self, x: Tensor, *, ctx: LayerContext) -> Tensor:
         x = x + self.post_attention_layernorm(self.self_attn(x, ctx=ctx).hidden_states)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nxdi.config import InferenceConfig
 from nxdi.kernels.ops import NormCall
 from nxdi.kernels.reference.norm import RMS_NORM
 from nxdi.kernels.registry import choose
@@ -37,6 +38,11 @@ class RMSNorm(nn.Module):
     def gain(self) -> Tensor:
         """What the normalised values are multiplied by, float32 [hidden_size]."""
         return self.weight.float()
+
+
+def hidden_norm(config: InferenceConfig) -> RMSNorm:
+    """One over the hidden size, as most models have it."""
+    return RMSNorm(config.hidden_size, config.rms_norm_eps, config.neuron_config.torch_dtype)
 
 
 class UnweightedRMSNorm(nn.Module):

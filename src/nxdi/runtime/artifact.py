@@ -29,6 +29,7 @@ _SAME_ANYWAY = (
     "config.neuron_config.backend",
     "config.neuron_config.lm_head_pad",
     "config.neuron_config.local_ranks_size",
+    "config.neuron_config.medusa_heads_path",
     "config.neuron_config.logical_nc_config",
     "config.neuron_config.logical_neuron_cores",
     "config.neuron_config.on_cpu",

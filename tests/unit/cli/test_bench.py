@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from byte_tokenizer import make_byte_tokenizer
 from nxdi.cli import main
+from nxdi.config import NeuronConfig
+from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.runtime.backends.eager import EagerBackend
+from tiny_eagle import PlainHead
+from tiny_medusa import fitted_heads, save_heads
 from tiny_models import save_tiny, tiny_hf_model
 
 Capture = pytest.CaptureFixture[str]
@@ -103,23 +109,111 @@ def talking(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("draft", ["lookup", "itself"])
-def test_speculation(draft: str, talking: Path, tmp_path: Path, capsys: Capture) -> None:
+def speculation(folder: Path, tmp_path: Path, who: str, *more: str) -> int:
+    """The exit code of a short comparison."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("one two one two\n\nthree\n")
-    options = [*OPTIONS[:-1], "1", "--new-tokens", "12", "--prompts", str(prompts)]
-    options += ["--option", "speculation_length=3", "--speculation"]
-    who = str(talking) if draft == "itself" else draft
-    assert main(["bench", str(talking), *options, who]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    options = [*OPTIONS[:-1], "1", "--new-tokens", "12", "--prompts", str(prompts), *more]
+    return main(["bench", str(folder), *options, "--speculation", who])
+
+
+def reported(text: str) -> tuple[list[list[str]], float]:
+    """The rows by place, and the tokens per step."""
+    lines = text.splitlines()
     assert lines[0].split() == ["place", "proposed", "kept"]
-    if draft == "itself":
-        assert [line.split()[-1] for line in lines[1:3]] == ["100%", "100%"]
-        assert lines[3].endswith("(mean acceptance 100%)")
-        assert float(lines[3].split()[3]) > 2
     assert lines[-2].startswith("tokens per step: ")
     assert lines[-1].startswith("speed-up over plain decoding: ")
     assert lines[-1].endswith(" tokens/s)")
+    return [line.split() for line in lines[1:-2]], float(lines[-2].split()[3])
+
+
+@pytest.mark.parametrize("who", ["lookup", "itself"])
+def test_speculation(who: str, talking: Path, tmp_path: Path, capsys: Capture) -> None:
+    length = ("--option", "speculation_length=3")
+    assert speculation(talking, tmp_path, str(talking) if who == "itself" else who, *length) == 0
+    rows, tokens_per_step = reported(capsys.readouterr().out)
+    if who == "itself":
+        assert [row[-1] for row in rows] == ["100%", "100%"]
+        assert tokens_per_step > 2
+
+
+@pytest.mark.parametrize("is_eagle3", [False, True])
+def test_an_eagle_head(is_eagle3: bool, talking: Path, tmp_path: Path, capsys: Capture) -> None:
+    PlainHead(tiny_hf_model("llama", vocab_size=256), is_eagle3).save(tmp_path)
+    sampling = ("--option", 'on_device_sampling_config={"dynamic": true}')
+    assert speculation(talking, tmp_path, str(tmp_path), *sampling) == 0
+    rows, _ = reported(capsys.readouterr().out)
+    assert [row[0] for row in rows] == ["1", "2", "3", "4"]
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[NeuronConfig]:
+    """The options of all models that are loaded."""
+    seen, load = [], NeuronBaseForCausalLM.load
+
+    def seeing(self: NeuronBaseForCausalLM, *args: Any) -> None:
+        seen.append(self.neuron_config)
+        load(self, *args)
+
+    monkeypatch.setattr(NeuronBaseForCausalLM, "load", seeing)
+    return seen
+
+
+@pytest.mark.parametrize("where", ["beside", "alone"])
+def test_medusa_heads(
+    where: str, talking: Path, tmp_path: Path, capsys: Capture, loaded: list[NeuronConfig]
+) -> None:
+    """All three of them; the other side of the comparison has none."""
+    state = fitted_heads(tiny_hf_model("llama", vocab_size=256), [list(range(40))])
+    model, heads = tmp_path / "model", tmp_path / "heads"
+    shutil.copytree(talking, model)
+    heads.mkdir()
+    (heads / "config.json").write_text('{"medusa_num_heads": 5}')
+    save_heads(model if where == "beside" else heads, state)
+    assert speculation(model, tmp_path, "medusa" if where == "beside" else str(heads)) == 0
+    rows, _ = reported(capsys.readouterr().out)
+    assert [row[0] for row in rows] == ["1", "2", "3"]
+    assert [config.num_verified for config in loaded] == [4, 0]
+    assert not loaded[1].is_medusa
+
+
+def test_medusa_heads_as_a_tree(talking: Path, tmp_path: Path, capsys: Capture) -> None:
+    state = fitted_heads(tiny_hf_model("llama", vocab_size=256), [list(range(40))])
+    model = tmp_path / "model"
+    shutil.copytree(talking, model)
+    save_heads(model, state)
+    heads = {"num_medusa_heads": 2, "medusa_speculation_length": 4}
+    options = {**heads, "medusa_tree": [[0], [1], [0, 0]]}
+    given = [word for name, value in options.items() for word in ("--option", f"{name}={value}")]
+    assert speculation(model, tmp_path, "medusa", *given) == 0
+    rows, _ = reported(capsys.readouterr().out)
+    assert [row[0] for row in rows] == ["1", "2"]
+
+
+def test_a_draft_model_in_the_graphs(
+    talking: Path, tmp_path: Path, capsys: Capture, loaded: list[NeuronConfig]
+) -> None:
+    fused = ("--option", "enable_fused_speculation=true", "--option", "speculation_length=3")
+    assert speculation(talking, tmp_path, str(talking), *fused) == 0
+    rows, _ = reported(capsys.readouterr().out)
+    assert [row[-1] for row in rows] == ["100%", "100%"]
+    assert [config.enable_fused_speculation for config in loaded] == [True, False]
+    assert loaded[1].on_device_sampling
+
+
+@pytest.mark.parametrize(
+    ("who", "options", "reason"),
+    [
+        ("medusa", (), "has no weights of Medusa heads"),
+        ("elsewhere", (), "elsewhere is no model folder"),
+        ("lookup", ("--option", "enable_fused_speculation=true"), "on_device_sampling_config"),
+    ],
+)
+def test_nobody_to_propose(
+    who: str, options: tuple[str, ...], reason: str, talking: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    assert speculation(talking, tmp_path, who, *options) == 2
+    assert reason in capsys.readouterr().err
 
 
 def test_prompts_that_cannot_be_read(talking: Path, tmp_path: Path, capsys: Capture) -> None:

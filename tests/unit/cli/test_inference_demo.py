@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from nxdi.cli.demo_options import make_parser, neuron_keywords, sampling_keyword
 from nxdi.cli.inference_demo import main
 from nxdi.config import NeuronConfig, OnDeviceSamplingConfig
 from nxdi.errors import ConfigError
+from nxdi.generation.speculation import Counts
 from nxdi.models.application_base import NeuronApplicationBase
 from nxdi.runtime.backends.eager import EagerBackend
+from tiny_eagle import PlainHead
+from tiny_medusa import fitted_heads, save_heads
 from tiny_models import save_tiny, tiny_hf_model
 
 Capture = pytest.CaptureFixture[str]
@@ -190,8 +194,11 @@ def test_sampling_in_the_graph_and_on_the_host(
     [
         ("--is-medusa", "is_medusa=True with num_medusa_heads=0"),
         ("--quantized --quantization-type blockwise_symmetric", "must be two integers"),
-        ("--speculation-length 3", "--speculation-length is refused: this script"),
-        ("--draft-model-path elsewhere", "--draft-model-path is refused: this script"),
+        ("--is-medusa --num-medusa-heads 2 --medusa-speculation-length 3", "no weights of Medusa"),
+        ("--speculation-length 3", "--speculation-length is for what a draft model"),
+        ("--enable-eagle-speculation", "--enable-eagle-speculation is for what a draft model"),
+        ("--draft-model-tp-degree 2", "--draft-model-tp-degree is for what a draft model"),
+        ("--draft-model-path elsewhere", "elsewhere is no model folder"),
         ("--enable-prefix-caching", "set is_block_kv_layout=True"),
         ("--skip-compile --compile-only", "leave nothing to do"),
         ("--max-new-tokens 40", "max_new_tokens=40 is not between 1 and max_length=32"),
@@ -219,6 +226,140 @@ def test_refusals_come_before_compiling(
     assert message in shown.err
     assert shown.err.startswith("error: ")
     assert shown.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("", "with --speculation-length 0 proposes nothing; make it 2"),
+        ("--speculation-length 3", "give --compiled-draft-model-path, a folder for them"),
+        (
+            "--speculation-length 3 --compiled-draft-model-path DRAFT --benchmark",
+            "--benchmark measures one model",
+        ),
+        (
+            "--speculation-length 3 --compiled-draft-model-path DRAFT --enable-eagle-speculation",
+            "holds a draft model; run without --enable-eagle-speculation and without --is-eagle3",
+        ),
+        ("--speculation-length 1 --compiled-draft-model-path DRAFT", "make it 2 or more (5, say)"),
+        ("--speculation-length 3 --enable-fused-speculation", "set on_device_sampling_config"),
+        (
+            "--speculation-length 3 --enable-fused-speculation --on-device-sampling "
+            "--draft-model-tp-degree 2",
+            "tp_degree",
+        ),
+    ],
+)
+def test_draft_models_that_are_refused(
+    options: str,
+    message: str,
+    folder: Path,
+    compiled: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    monkeypatch.setattr(EagerBackend, "compile", lambda *_: pytest.fail("it compiles"))
+    given = options.replace("DRAFT", str(compiled / "draft")).split()
+    assert run(folder, compiled, "--draft-model-path", str(folder), *given) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("degree", ["1", "2"])
+def test_a_draft_model_beside(
+    degree: str, folder: Path, compiled: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    own = tmp_path / "own"
+    draft = ("--draft-model-path", str(folder), "--compiled-draft-model-path", str(own))
+    options = (*draft, "--speculation-length", "3", "--draft-model-tp-degree", degree)
+    options += ("--check-accuracy-mode", "token-matching", "--num-tokens-to-check", "4")
+    assert run(folder, compiled, *options) == 0
+    expected = [
+        *("Compiling and saving model...", "Compiling and saving draft model..."),
+        *("Loading model...", "Loading draft model..."),
+        *("Checking accuracy by token matching", "The model is accurate", "Generated outputs:"),
+        *answers(folder, PROMPTS[:1]),
+    ]
+    assert capsys.readouterr().out.splitlines() == "\n".join(expected).splitlines()
+    manifest = json.loads((own / "manifest.json").read_text())
+    assert manifest["config"]["neuron_config"]["tp_degree"] == int(degree)
+
+
+def proposed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens are proposed, in each step to come."""
+    found, add = [], Counts.add
+
+    def adding(self: Counts, num_proposed: int, num_kept: int) -> None:
+        found.append(num_proposed)
+        add(self, num_proposed, num_kept)
+
+    monkeypatch.setattr(Counts, "add", adding)
+    return found
+
+
+@pytest.mark.parametrize("is_eagle3", [False, True])
+def test_an_eagle_head_beside(
+    is_eagle3: bool,
+    folder: Path,
+    compiled: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    steps, head = proposed(monkeypatch), tmp_path / "head"
+    head.mkdir()
+    PlainHead(tiny_hf_model("llama", vocab_size=256), is_eagle3).save(head)
+    options = ["--draft-model-path", str(head), "--compiled-draft-model-path", str(tmp_path / "h")]
+    options += ["--speculation-length", "3", "--enable-eagle-speculation", "--on-device-sampling"]
+    assert run(folder, compiled, *options, *["--is-eagle3"] * is_eagle3) == 0
+    assert "\n".join(answers(folder, PROMPTS[:1])) in capsys.readouterr().out
+    assert max(steps) == 2
+
+
+def test_a_head_is_announced(folder: Path, compiled: Path, tmp_path: Path, capsys: Capture) -> None:
+    for is_eagle3, flags, message in (
+        (False, "", "holds an EAGLE head; run with --enable-eagle-speculation and without"),
+        (True, "--enable-eagle-speculation", "holds an EAGLE-3 head; run with --enable-eagle-spec"),
+    ):
+        head = tmp_path / str(is_eagle3)
+        head.mkdir()
+        PlainHead(tiny_hf_model("llama", vocab_size=256), is_eagle3).save(head)
+        options = ("--draft-model-path", str(head), "--speculation-length", "3", *flags.split())
+        assert run(folder, compiled, *options) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_draft_model_in_the_graphs(
+    folder: Path, compiled: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    steps = proposed(monkeypatch)
+    options = ("--draft-model-path", str(folder), "--speculation-length", "3")
+    options += ("--enable-fused-speculation", "--on-device-sampling", "--tp-degree", "2")
+    assert run(folder, compiled, *options, "--draft-model-tp-degree", "1") == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("Compiling and saving model...\nLoading model...\nGenerated")
+    assert "\n".join(answers(folder, PROMPTS[:1])) in printed
+    assert max(steps) == 2
+    config = json.loads((compiled / "neuron_config.json").read_text())
+    assert config["fused_spec_config"]["draft_config"]["neuron_config"]["tp_degree"] == 1
+
+
+def test_medusa_heads(
+    folder: Path,
+    compiled: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    steps, model = proposed(monkeypatch), tmp_path / "model"
+    shutil.copytree(folder, model)
+    reference = tiny_hf_model("llama", vocab_size=256)
+    save_heads(model, fitted_heads(reference, [list(range(40))]))
+    tree = tmp_path / "tree.json"
+    tree.write_text("[[0], [1], [0, 0]]")
+    options = ("--is-medusa", "--num-medusa-heads", "3", "--medusa-speculation-length", "4")
+    assert run(model, compiled, *options, "--medusa-tree-json", str(tree)) == 0
+    assert "\n".join(answers(folder, PROMPTS[:1])) in capsys.readouterr().out
+    assert max(steps) == 2
 
 
 def test_the_wrong_model_type(folder: Path, compiled: Path, capsys: Capture) -> None:
@@ -321,6 +462,8 @@ def test_options_become_keywords_of_generate() -> None:
         ("--tol-map", "{0: (0.1, 0.1)}"),
         ("--tol-map", "{}"),
         ("--tol-map", "__import__('os')"),
+        ("--medusa-tree-json", "absent.json"),
+        ("--draft-model-tp-degree", "0"),
         ("--seq-leng", "5"),
         ("--seq", "5"),
         ("--tp-degree", "two"),

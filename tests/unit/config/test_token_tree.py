@@ -104,6 +104,7 @@ def test_medusa_options_say_what_a_step_verifies() -> None:
     [
         ({"num_medusa_heads": 2}, "set is_medusa=True"),
         ({"medusa_tree": [[0]]}, "set is_medusa=True"),
+        ({"medusa_heads_path": "elsewhere"}, "set is_medusa=True"),
         ({**HEADS, "num_medusa_heads": 0}, "num_medusa_heads=0"),
         ({**HEADS, "medusa_speculation_length": 1}, "medusa_speculation_length=1"),
         ({**HEADS, "medusa_speculation_length": 129}, "from 2 to max_length=128"),

@@ -210,3 +210,9 @@ def test_weights_that_changed_since_they_were_stored(folder: Path, tmp_path: Pat
     save_tiny(tiny_hf_model("llama", seed=2), folder)
     with pytest.raises(ArtifactError, match="weights_fingerprint: built for"):
         load(folder, **options)
+
+
+def test_the_ranks_of_a_draft_model_that_is_not_there(tmp_path: Path) -> None:
+    folder = save_tiny(tiny_hf_model("llama"), tmp_path / "model")
+    with pytest.raises(ConfigError, match="give draft_model_path as well"):
+        AutoModelForCausalLM.from_pretrained(folder, draft_model_tp_degree=1, **OPTIONS)

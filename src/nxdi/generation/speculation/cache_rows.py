@@ -1,4 +1,4 @@
-"""Which sequence has which row of a draft's cache."""
+"""What is kept of each sequence, such as its row of a draft's cache, for as many as run."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ class CacheRows(Generic[StateT]):
 
     def __init__(self, num_rows: int, make: Callable[[int], StateT]) -> None:
         self._num_rows, self._make = num_rows, make
-        self._rows: dict[
-            Hashable, tuple[int, StateT]
-        ] = {}  # by sequence, that used last at the end
+        # By sequence, that used last at the end.
+        self._rows: dict[Hashable, tuple[int, StateT]] = {}
 
     def find(self, sequence: Hashable) -> StateT | None:
         """The row of a sequence, if it has one still."""

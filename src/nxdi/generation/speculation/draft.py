@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from nxdi.generation.rows import Row, row_inputs, row_tables
@@ -44,7 +43,7 @@ class _Draft:
 
     @property
     def proposal(self) -> Proposal:
-        return Proposal(self.proposed, torch.stack(self.drawn_from) if self.drawn_from else None)
+        return Proposal.drawn(self.proposed, self.drawn_from)
 
 
 class DraftModel:

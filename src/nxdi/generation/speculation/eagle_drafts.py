@@ -59,15 +59,10 @@ class Followed:
         self.waiting.append(features)
         self.tokens.extend(tokens)
 
-    def pairs(self, tokens: Sequence[int]) -> tuple[list[int], Tensor]:
-        """What follows each of the tokens that wait, and their features, for `tokens` of it all."""
-        start = self.first + len(self.held) + 1
-        return list(tokens[start:]), torch.cat(self.waiting)
-
     def take(self, tokens: Sequence[int], most: int) -> Pairs:
         """The next pairs that wait, up to `most`, of a sequence of `tokens`; then they are held."""
-        ids, features = self.pairs(tokens)
         start = len(self.held)
+        ids, features = tokens[self.first + start + 1 :], torch.cat(self.waiting)
         self.held.extend(ids[:most])
         self.waiting = [features[most:]] if len(ids) > most else []
         pairs = Pairs(start, ids[:most], features[:most])
@@ -129,7 +124,7 @@ class ChainDraft:
 
     @property
     def proposal(self) -> Proposal:
-        return Proposal(self.proposed, torch.stack(self.drawn_from) if self.drawn_from else None)
+        return Proposal.drawn(self.proposed, self.drawn_from)
 
 
 class TreeDraft:

@@ -33,7 +33,7 @@ class SpeculativeEngine(Engine):
     def __init__(self, speculation: Speculation, scheduler: Scheduler, choice: TokenChoice) -> None:
         super().__init__(speculation.model, scheduler, choice)
         self._speculation = speculation
-        self._rule = make_seeded_rule(speculation)
+        self._rule = make_seeded_rule(speculation.model, speculation.proposer)
 
     def plan(self) -> list[Call]:
         going: list[Work[Request]] = []

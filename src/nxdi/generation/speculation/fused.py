@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nxdi.config import NeuronConfig
-from nxdi.generation.speculation.proposals import Continued, Proposal, Rule, Seen, Wanted
+from nxdi.generation.speculation.proposals import (
+    Continued,
+    Proposal,
+    Proposer,
+    Rule,
+    Seen,
+    Wanted,
+)
 from nxdi.generation.speculation.rules import SeededRule
-from nxdi.generation.speculation.step import Speculation
 from nxdi.models.causal_lm import CausalLMOutput, NeuronBaseForCausalLM
 from nxdi.modules.speculation.acceptance import NO_TOKEN
 from nxdi.modules.speculation.tree import Path
@@ -59,9 +65,9 @@ class GraphRule(SeededRule):
         return Path(list(range(len(kept))), kept)
 
 
-def make_seeded_rule(speculation: Speculation) -> SeededRule:
+def make_seeded_rule(model: NeuronBaseForCausalLM, proposer: Proposer) -> SeededRule:
     """How tokens that follow from seeds are judged: by the host, or by the graph already."""
-    config, draft = speculation.model.neuron_config, speculation.proposer.draft
+    config, draft = model.neuron_config, proposer.draft
     if config.proposes_in_graph:
         return GraphRule(config, None)
     return SeededRule(config, None if draft is None else draft.neuron_config)

@@ -111,7 +111,7 @@ def speculative_decode_loop(  # noqa: PLR0913  as decode_loop, and who proposes
 
 def _rule(chooser: Chooser, speculation: Speculation, num_rows: int) -> Rule:
     if not isinstance(chooser, HostChooser):
-        return make_seeded_rule(speculation)
+        return make_seeded_rule(speculation.model, speculation.proposer)
     if isinstance(speculation.proposer, InGraph):
         raise UnsupportedError(
             "the graph decides which proposed tokens are kept, and this request chooses tokens on "

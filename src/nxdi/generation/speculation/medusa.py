@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from nxdi.config.token_tree import TreeShape, chain_shape
 from nxdi.errors import ConfigError
+from nxdi.generation.speculation.cache_rows import CacheRows
 from nxdi.generation.speculation.proposals import Proposal, Rule, Seen, Wanted
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 
 
-class _Candidates(NamedTuple):
+@dataclass
+class _Candidates:
     """What the heads said after the first `num_tokens` tokens of a sequence [heads, K]."""
 
-    num_tokens: int
-    of_heads: list[list[int]]
+    num_tokens: int = 0
+    of_heads: list[list[int]] = field(default_factory=list)
 
 
 class MedusaHeads:
@@ -27,12 +28,9 @@ class MedusaHeads:
     """
 
     draft = None
-
-    def __init__(self) -> None:
-        self._shape, self._most_kept = chain_shape(1), 0
-        self._seen: OrderedDict[Hashable, _Candidates] = (
-            OrderedDict()
-        )  # by sequence, the oldest first
+    # Both are made by `check`, which comes first.
+    _shape: TreeShape
+    _seen: CacheRows[_Candidates]
 
     def check(self, target: NeuronBaseForCausalLM) -> None:
         """Raises: ConfigError unless `target` has heads."""
@@ -45,25 +43,24 @@ class MedusaHeads:
         longest = min(config.num_medusa_heads + 1, config.num_verified)
         shape = config.tree_shape
         self._shape = shape if isinstance(shape, TreeShape) else chain_shape(longest)
-        self._most_kept = config.max_batch_size
+        self._seen = CacheRows(config.max_batch_size, lambda _: _Candidates())
 
     def watch(self, seen: Sequence[Seen]) -> None:
+        in_use = {of_row.sequence.id for of_row in seen}
         for of_row in seen:
             candidates = of_row.output.candidates
             assert candidates is not None
             is_of_each = candidates.dim() == 4  # token of a verify step, else of the last one
             heads = of_row.of_tokens(candidates)[-1] if is_of_each else candidates[of_row.row]
-            num_tokens = of_row.start + len(of_row.tokens)
-            self._seen[of_row.sequence.id] = _Candidates(num_tokens, heads.tolist())
-            self._seen.move_to_end(of_row.sequence.id)
-        while len(self._seen) > max(self._most_kept, len(seen)):
-            self._seen.popitem(last=False)
+            said = self._seen.of(of_row.sequence.id, in_use)
+            said.num_tokens = of_row.start + len(of_row.tokens)
+            said.of_heads = heads.tolist()
 
     def propose(self, rows: Sequence[Wanted], rule: Rule) -> list[Proposal]:
         return [self._proposal(row) for row in rows]
 
     def _proposal(self, row: Wanted) -> Proposal:
-        found = self._seen.get(row.sequence.id)
+        found = self._seen.find(row.sequence.id)
         if found is None or found.num_tokens != len(row.sequence.tokens) - 1:
             return Proposal()
         shape = self._shape

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from nxdi.config.token_tree import depths_of
@@ -35,6 +36,11 @@ class Proposal:
     tokens: list[int] = field(default_factory=list)
     draft: Tensor | None = None
     tree: tuple[int, ...] | None = None
+
+    @classmethod
+    def drawn(cls, tokens: list[int], drawn_from: Sequence[Tensor]) -> Proposal:
+        """Tokens in line, with what each was drawn from [vocab_size]; empty: they are certain."""
+        return cls(tokens, torch.stack(list(drawn_from)) if drawn_from else None)
 
     @property
     def parents(self) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from nxdi.models.folder_options import with_folder_options
 from nxdi.runtime.store import MANIFEST
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
+    from vllm.config import SpeculativeConfig, VllmConfig
 
 _BESIDE = "neuron-compiled-artifacts"  # a folder in the model's
 
@@ -37,6 +37,9 @@ def load_model(config: VllmConfig) -> NeuronBaseForCausalLM:
         config.model_config.model, config.model_config.revision, config.load_config.download_dir
     )
     asked = asked_options(config, is_paged(config), num_cache_blocks(config))
+    speculative = config.speculative_config
+    if speculative is not None and speculative.method == "medusa":
+        asked["medusa_heads_path"] = str(_draft_folder(speculative, config))
     model_cls = AutoModelForCausalLM.class_for(folder, config.model_config.architecture)
     asked = with_folder_options(model_cls, folder, asked)
     path = env.neuron_artifacts()
@@ -54,11 +57,16 @@ def load_model(config: VllmConfig) -> NeuronBaseForCausalLM:
 def load_proposer(config: VllmConfig, target: NeuronBaseForCausalLM) -> Proposer | None:
     """Who proposes tokens to the loaded target, as `speculative_config` says; None: nobody."""
     asked = config.speculative_config
-    draft = None if asked is None or asked.method == "ngram" else asked.draft_model_config
-    folder = None
-    if draft is not None:
-        folder = local_folder(draft.model, draft.revision, config.load_config.download_dir)
-    return make_proposer(config, target, folder)
+    if asked is None:
+        return None
+    folder = None if asked.method == "ngram" else _draft_folder(asked, config)
+    return make_proposer(asked, target, folder)
+
+
+def _draft_folder(asked: SpeculativeConfig, config: VllmConfig) -> Path:
+    """The folder of the draft model or heads that are asked for."""
+    draft = asked.draft_model_config
+    return local_folder(draft.model, draft.revision, config.load_config.download_dir)
 
 
 def local_folder(model: str, revision: str | None, download_dir: str | None) -> Path:

@@ -31,6 +31,10 @@ _DECIDED_BY = {
     "speculation_length": "num_speculative_tokens",
     "enable_eagle_speculation": "speculative_config",
     "is_eagle3": "speculative_config",
+    "is_medusa": "speculative_config",
+    "num_medusa_heads": "num_speculative_tokens",
+    "medusa_speculation_length": "num_speculative_tokens",
+    "medusa_heads_path": "speculative_config",
 }
 # vLLM's kv_cache_dtype; None: that of the model.
 KV_CACHE_DTYPES = {
@@ -42,7 +46,8 @@ KV_CACHE_DTYPES = {
 
 # Methods of vLLM's speculative_config.
 _EAGLE = ("eagle", "eagle3")
-METHODS = ("ngram", "draft_model", *_EAGLE)
+METHODS = ("ngram", "draft_model", *_EAGLE, "medusa")
+_TREES = ("token_tree_config", "medusa_tree")
 
 
 def override_options(config: VllmConfig) -> dict[str, Any]:
@@ -81,6 +86,11 @@ def asked_options(config: VllmConfig, is_paged: bool, num_blocks: int) -> dict[s
     overrides = override_options(config)
     if overrides.get("async_mode"):
         raise UnsupportedError("async_mode is for nxdi's own batching; leave it out: vLLM steps")
+    trees = [name for name in _TREES if overrides.get(name) is not None]
+    if trees:
+        raise UnsupportedError(
+            f"{trees[0]} proposes trees of tokens, and vLLM hands on tokens in line; leave it out"
+        )
     decided = _decided_by_vllm(config, is_paged, num_blocks)
     tp_degree = overrides.get("tp_degree")
     if tp_degree is not None and decided["tp_degree"] == 1:
@@ -149,7 +159,15 @@ def _speculation(config: VllmConfig) -> dict[str, Any]:
             f"nxdi does not have the speculative method {asked.method!r}; it has "
             f"{', '.join(METHODS)}"
         )
-    options: dict[str, Any] = {"speculation_length": asked.num_speculative_tokens + 1}
+    num_tokens = asked.num_speculative_tokens
+    if asked.method == "medusa":
+        return {
+            "is_medusa": True,
+            "num_medusa_heads": num_tokens,
+            "medusa_speculation_length": num_tokens + 1,
+            "medusa_heads_path": asked.model,
+        }
+    options: dict[str, Any] = {"speculation_length": num_tokens + 1}
     if asked.method in _EAGLE:
         options |= {"enable_eagle_speculation": True, "is_eagle3": asked.method == "eagle3"}
     return options

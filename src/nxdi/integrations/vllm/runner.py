@@ -20,8 +20,8 @@ from vllm.v1.outputs import (
 
 from nxdi import env
 from nxdi.generation.rows import Row, row_inputs
-from nxdi.generation.speculation.proposals import Proposer, Seen
-from nxdi.generation.token_choice import make_token_choice
+from nxdi.generation.speculation.proposals import Proposal, Proposer, Seen
+from nxdi.generation.speculation.rules import SeededRule
 from nxdi.generation.work import Work, batches
 from nxdi.integrations.vllm.logprobs import joined
 from nxdi.integrations.vllm.requests import RunningRequest
@@ -81,7 +81,7 @@ class ModelRunner:
         self._requests: dict[str, RunningRequest] = {}
         self._host = HostSampler(config, model.config.vocab_size)
         neuron = model.neuron_config
-        self._tables, self._choice = make_tables(neuron), make_token_choice(neuron)
+        self._tables, self._rule = make_tables(neuron), SeededRule(neuron, None)
         self._block_size: int = config.cache_config.block_size
         self._always_on_host = not env.samples_on_device() or bool(
             config.model_config.logits_processors
@@ -206,10 +206,9 @@ class ModelRunner:
             assert output.logits is not None
             result.logits = output.logits[result.row, : len(result.drafts) + 1]
             return
-        while not result.is_chosen:
-            ahead = len(result.tokens)
-            token = self._choice.token(request, output, result.row, ahead, ahead)
-            result.tokens.append(token)
+        result.tokens = self._rule.accept(
+            request, Proposal(list(result.drafts)), output, result.row
+        ).tokens
         request.extend(result.tokens)
 
     def _score(self, work: Work[RunningRequest]) -> _Result:
@@ -238,7 +237,7 @@ class ModelRunner:
         requests: Sequence[RunningRequest],
     ) -> CausalLMOutput:
         inputs = row_inputs(self.model.neuron_config, rows)
-        return call(**inputs, **self._choice.inputs(requests))
+        return call(**inputs, **self._rule.inputs(requests))
 
     # Sampling.
 

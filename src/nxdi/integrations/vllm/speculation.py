@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 from vllm.v1.outputs import DraftTokenIds
 
 from nxdi.errors import ConfigError
-from nxdi.generation.speculation import DraftModel, EagleHead, PromptLookup
+from nxdi.generation.speculation import DraftModel, EagleHead, MedusaHeads, PromptLookup
+from nxdi.generation.speculation.fused import make_seeded_rule
 from nxdi.generation.speculation.proposals import Proposer, Seen, Wanted
-from nxdi.generation.speculation.rules import SeededRule
 from nxdi.models.auto import AutoModelForCausalLM
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.models.draft_head import NeuronDraftHead
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
+    from vllm.config import SpeculativeConfig
 
     from nxdi.integrations.vllm.requests import RunningRequest
 
@@ -36,15 +36,14 @@ _AS_TARGET = (
 
 
 def make_proposer(
-    config: VllmConfig, target: NeuronBaseForCausalLM, folder: Path | None
-) -> Proposer | None:
-    """Who proposes tokens to the loaded target; None: nobody.
+    asked: SpeculativeConfig, target: NeuronBaseForCausalLM, folder: Path | None
+) -> Proposer:
+    """Who proposes tokens to the loaded target.
 
     folder: that of the draft model or head.
     """
-    asked = config.speculative_config
-    if asked is None:
-        return None
+    if asked.method == "medusa":
+        return MedusaHeads()
     if asked.method == "ngram":
         if (asked.prompt_lookup_min or 1) > 1:
             raise ConfigError(
@@ -75,9 +74,8 @@ class Drafts:
 
     def __init__(self, target: NeuronBaseForCausalLM, proposer: Proposer) -> None:
         proposer.check(target)
-        draft = None if proposer.draft is None else proposer.draft.neuron_config
-        self._proposer, self._rule = proposer, SeededRule(target.neuron_config, draft)
-        self._most = target.neuron_config.speculation_length - 1
+        self._proposer, self._rule = proposer, make_seeded_rule(target, proposer)
+        self._most = target.neuron_config.num_verified - 1
         self._longest = target.neuron_config.max_length
 
     def watch(self, seen: Sequence[Seen]) -> None:
@@ -91,5 +89,9 @@ class Drafts:
         ]
         proposals = self._proposer.propose(wanted, self._rule)
         return DraftTokenIds(
-            [request.id for request in requests], [proposal.tokens for proposal in proposals]
+            [request.id for request in requests],
+            [
+                proposal.within(row.most, row.most).tokens
+                for row, proposal in zip(wanted, proposals, strict=True)
+            ],
         )

@@ -15,12 +15,13 @@ from nxdi.config import InferenceConfig
 from nxdi.graph.inputs import BATCH, TOKENS, InputSpec
 from nxdi.graph.plan import FEATURES
 from nxdi.models.decoder import Decoder
-from nxdi.models.draft_head import EMBEDDING, NeuronDraftHead, head_norm
+from nxdi.models.draft_head import EMBEDDING, NeuronDraftHead
 from nxdi.models.llama.modeling_llama import NeuronLlamaAttention
 from nxdi.modules.context import LayerContext
 from nxdi.modules.decoder_layer import PreNormDecoderLayer
 from nxdi.modules.embeddings import embedding
 from nxdi.modules.mlp import GatedMLP
+from nxdi.modules.norm import hidden_norm
 from nxdi.parallel_layers.layers import ColumnParallelLinear
 
 # Which tokens have features of the head's own, of the hidden size, where others have the target's.
@@ -36,7 +37,7 @@ class Eagle3Layer(PreNormDecoderLayer):
     def __init__(self, config: InferenceConfig) -> None:
         attention = NeuronLlamaAttention(config, 2 * config.hidden_size)
         super().__init__(config, attention, GatedMLP(config))
-        self.hidden_norm = head_norm(config)
+        self.hidden_norm = hidden_norm(config)
 
     def forward(self, x: Tensor, *, ctx: LayerContext) -> Tensor:
         embedded, features = x.chunk(2, dim=-1)
@@ -59,7 +60,7 @@ class Eagle3Model(Decoder):
             config.feature_size, config.hidden_size, bias=False, gather_output=True, dtype=dtype
         )
         self.layers = nn.ModuleList([Eagle3Layer(config)])
-        self.norm = head_norm(config)
+        self.norm = hidden_norm(config)
         size = config.draft_vocab_size
         self.lm_head = ColumnParallelLinear(
             config.hidden_size, size, bias=False, gather_output=True, dtype=dtype, pad=True

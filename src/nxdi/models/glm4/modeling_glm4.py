@@ -14,7 +14,7 @@ from nxdi.modules.attention import NeuronAttentionBase
 from nxdi.modules.decoder_layer import SandwichNormDecoderLayer
 from nxdi.modules.embeddings import causal_lm_ends
 from nxdi.modules.mlp import GatedMLP
-from nxdi.modules.norm import RMSNorm
+from nxdi.modules.norm import hidden_norm
 from nxdi.modules.rope import InterleavedRotaryEmbedding, rope_from_config
 
 
@@ -43,11 +43,11 @@ class NeuronGlm4Model(NeuronBaseModel):
         self.embed_tokens, self.lm_head = causal_lm_ends(config)
         self.layers = nn.ModuleList(
             SandwichNormDecoderLayer(
-                NeuronGlm4Attention(config), GatedMLP(config), lambda: _rms_norm(config)
+                NeuronGlm4Attention(config), GatedMLP(config), lambda: hidden_norm(config)
             )
             for _ in range(config.num_hidden_layers)
         )
-        self.norm = _rms_norm(config)
+        self.norm = hidden_norm(config)
 
 
 class NeuronGlm4ForCausalLM(NeuronBaseForCausalLM):
@@ -64,10 +64,6 @@ class NeuronGlm4ForCausalLM(NeuronBaseForCausalLM):
                 name = name.replace(old, new)
             converted[name] = tensor
         return converted
-
-
-def _rms_norm(config: InferenceConfig) -> RMSNorm:
-    return RMSNorm(config.hidden_size, config.rms_norm_eps, config.neuron_config.torch_dtype)
 
 
 # In this order: what is `post_attention` in the checkpoint stands before the MLP.

@@ -35,6 +35,7 @@ def check_accuracy(  # noqa: PLR0913  NxDI's keywords
     expected_token_ids: Tensor | None = None,
     num_tokens_to_check: int | None = None,
     do_sample: bool = False,
+    draft_model: NeuronBaseForCausalLM | None = None,
     prompt: str | None = None,
     inputs: Mapping[str, Tensor] | None = None,
     reference: nn.Module | None = None,
@@ -43,6 +44,7 @@ def check_accuracy(  # noqa: PLR0913  NxDI's keywords
 
     inputs: input_ids and attention_mask [B, S]; or `prompt`, in every row of the batch.
     expected_token_ids: prompt and answer [B, S + T], instead of what transformers writes.
+    draft_model: a draft model or EAGLE head that proposes tokens, loaded.
     reference: transformers' model, if it is loaded already.
     Returns: the comparison of each token, up to a tie: there the texts may part for good reason.
     Raises: LogitMatchingValidationError for another token where there is no tie;
@@ -63,7 +65,8 @@ def check_accuracy(  # noqa: PLR0913  NxDI's keywords
         reference = load_reference(neuron_model) if reference is None else reference
         made = generate(reference, output_scores=True)
         expected_token_ids, scores = made.sequences, torch.stack(made.scores)
-    written = generate(HuggingFaceGenerationAdapter(neuron_model), output_scores=False)
+    adapter = HuggingFaceGenerationAdapter(neuron_model)
+    written = generate(adapter, output_scores=False, assistant_model=draft_model)
     width = ids.shape[1]
     results = match_tokens(written[:, width:], expected_token_ids[:, width:], scores)
     check_results(results)
@@ -180,6 +183,7 @@ def _generate(
     config: GenerationConfig | None,
     count: int,
     output_scores: bool,
+    assistant_model: NeuronBaseForCausalLM | None = None,
 ) -> Any:
     """One greedy text of at most `count` new tokens."""
     options: dict[str, Any] = {
@@ -193,4 +197,6 @@ def _generate(
         whole.update(**options)
         options = {"generation_config": whole}
     with torch.no_grad():
-        return model.generate(input_ids, attention_mask=attention_mask, **options)
+        return model.generate(
+            input_ids, attention_mask=attention_mask, assistant_model=assistant_model, **options
+        )

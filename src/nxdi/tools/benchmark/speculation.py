@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from nxdi.errors import ConfigError
 from nxdi.generation import ContinuousBatcher, RequestOptions
+from nxdi.generation.speculation.own import proposer_of
 from nxdi.generation.speculation.proposals import Proposer
 from nxdi.generation.speculation.step import Counts
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
@@ -44,23 +45,37 @@ class SpeculationReport:
 
 def measure_speculation(
     model: NeuronBaseForCausalLM,
-    proposer: Proposer,
+    proposer: Proposer | None,
     prompts: Sequence[Sequence[int]],
     new_tokens: int,
     num_runs: int = 5,
+    plain: NeuronBaseForCausalLM | None = None,
 ) -> SpeculationReport:
     """Continue the prompts greedily, with and without speculation in turn; a first run is left out.
 
-    Raises: ConfigError without prompts or runs, or if the model cannot verify tokens.
+    proposer: None for a model that proposes by itself. plain: what decodes without; None: `model`.
+    Raises: ConfigError without prompts or runs, if nobody proposes, if `plain` proposes by itself,
+    or if the model cannot verify tokens.
     """
     if not prompts or num_runs < 1:
         raise ConfigError(
             f"{len(prompts)} prompts in {num_runs} runs measure nothing; give 1 or more"
         )
+    plain = model if plain is None else plain
+    if proposer_of(model, proposer) is None or proposer_of(plain, None) is not None:
+        raise ConfigError(
+            "there must be a model to which somebody proposes tokens, and one to which nobody "
+            "does; give a proposer, or a model that proposes by itself and, as `plain`, the same "
+            "one compiled without"
+        )
     seconds: dict[bool, list[float]] = {False: [], True: []}
     for run in range(num_runs + 1):
         for speculates in (False, True):
-            batcher = ContinuousBatcher(model, proposer=proposer if speculates else None)
+            batcher = (
+                ContinuousBatcher(model, proposer=proposer)
+                if speculates
+                else ContinuousBatcher(plain)
+            )
             for prompt in prompts:
                 batcher.add(prompt, RequestOptions(max_new_tokens=new_tokens))
             start = time.perf_counter()

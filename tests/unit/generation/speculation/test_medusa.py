@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nxdi.errors import ConfigError, WeightError
+from nxdi.errors import ArtifactError, ConfigError, WeightError
 from nxdi.generation import ContinuousBatcher
 from nxdi.generation.speculation import MedusaHeads
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
@@ -93,10 +94,10 @@ def test_a_model_with_heads_speculates_of_its_own_accord(
     ],
 )
 def test_requests_come_and_go(tree: str, options: dict[str, Any], folder: Path) -> None:
-    app = load_app(folder, **{**LENGTHS, **heads_options(tree), **options})
     asked = requests(1, 7)
-    expected = run(ContinuousBatcher(app), asked)
-    batcher = ContinuousBatcher(app, proposer=MedusaHeads())
+    expected = run(ContinuousBatcher(load_app(folder, **{**LENGTHS, **options})), asked)
+    app = load_app(folder, **{**LENGTHS, **heads_options(tree), **options})
+    batcher = ContinuousBatcher(app)  # it has proposals of its own
     assert run(batcher, asked) == expected
     assert batcher.speculation is not None
     assert batcher.speculation.counts.proposed[0] > 20
@@ -134,6 +135,39 @@ def test_heads_under_other_names(folder: Path, tmp_path: Path, hf: PreTrainedMod
         assert other / name in app.checkpoint_files()
 
 
+def test_heads_in_a_folder_of_their_own(
+    folder: Path, plain: NeuronBaseForCausalLM, tmp_path: Path, hf: PreTrainedModel
+) -> None:
+    """Two of its three, beside a model that knows nothing of them; graphs find them again."""
+    model, heads = save_tiny(hf, tmp_path / "model"), tmp_path / "heads"
+    heads.mkdir()
+    (heads / "config.json").write_text('{"medusa_num_heads": 5, "medusa_num_layers": 1}')
+    save_heads(heads, torch.load(folder / "medusa_heads.pt"), "medusa_lm_head.pt")
+    options: dict[str, Any] = {
+        "is_medusa": True,
+        "num_medusa_heads": 2,
+        "medusa_speculation_length": 3,
+        "medusa_heads_path": str(heads),
+    }
+    app = load_app(model, **LENGTHS, **options)
+    assert heads / "medusa_lm_head.pt" in app.checkpoint_files()
+    assert torch.equal(generate(app, prompts()), generate(plain, prompts()))
+    batcher = ContinuousBatcher(app)
+    run(batcher, requests(1, 3))
+    assert batcher.speculation is not None
+    assert set(batcher.speculation.counts.proposed) == {0, 1}
+    again = type(app)(model / "artifact")
+    again.load(model / "artifact")
+    assert torch.equal(generate(again, prompts()), generate(plain, prompts()))
+    # Elsewhere they are the same heads; others are not.
+    options["medusa_heads_path"] = str(shutil.copytree(heads, tmp_path / "moved"))
+    make_app(model, **LENGTHS, **options).load(model / "artifact")
+    state = torch.load(heads / "medusa_lm_head.pt")
+    save_heads(tmp_path / "moved", {n: t + 1 for n, t in state.items()}, "medusa_lm_head.pt")
+    with pytest.raises(ArtifactError, match="weights_fingerprint"):
+        make_app(model, **LENGTHS, **options).load(model / "artifact")
+
+
 def test_missing_and_unknown_weights_are_named(hf: PreTrainedModel, tmp_path: Path) -> None:
     made = save_tiny(hf, tmp_path / "model")
     app = make_app(made, **heads_options("chain"))
@@ -160,6 +194,6 @@ def test_heads_that_have_seen_something_else_propose_nothing(folder: Path) -> No
     heads = MedusaHeads()
     first, second = ContinuousBatcher(app, proposer=heads), ContinuousBatcher(app, proposer=heads)
     asked = requests(2, 3)
-    expected = run(ContinuousBatcher(app), asked)
+    expected = run(ContinuousBatcher(load_app(folder, **LENGTHS)), asked)
     assert run(first, asked) == expected
     assert run(second, asked) == expected
