@@ -115,7 +115,8 @@ def qkv(num_rows: int, is_fused: bool = False) -> Row:
     def arguments() -> tuple[Any, ...]:
         angles = empty(num_rows, 128), empty(num_rows, 128)
         fused = (None, empty(1, 4096), *angles) if is_fused else ()
-        return (empty(num_rows, 4096), empty(4096, 6144), 32, 8, *fused)
+        weights = empty(4096, 4096), empty(4096, 1024), empty(4096, 1024)
+        return (empty(num_rows, 4096), *weights, 128, *fused)
 
     return Row(title, "qkv", arguments, 2 * num_rows * 4096 * 6144)
 

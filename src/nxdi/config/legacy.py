@@ -86,15 +86,13 @@ _SUPPORTED = """
 
 _NO_OPS = {
     "it chooses a Neuron kernel, and a kernel computes what the model's own code computes": """
-        strided_context_parallel_kernel_enabled qkv_kernel_enabled
-        qkv_nki_kernel_enabled qkv_cte_nki_kernel_fuse_rope qkv_kernel_nbsd_layout
-        qkv_kernel_fuse_residual_add mlp_kernel_enabled mlp_tkg_nki_kernel_enabled
-        mlp_kernel_fuse_residual_add out_proj_kernel_enabled attn_tkg_builtin_kernel_enabled
+        strided_context_parallel_kernel_enabled qkv_cte_nki_kernel_fuse_rope
+        qkv_kernel_nbsd_layout qkv_kernel_fuse_residual_add
+        mlp_kernel_fuse_residual_add attn_tkg_builtin_kernel_enabled
         attn_block_tkg_nki_kernel_cache_update attn_block_tkg_nki_kernel_cascaded_attention
         attn_block_tkg_nki_kernel_use_online_softmax
         attn_block_tkg_nki_kernel_disable_gpsimd_sb2sb attn_block_cte_nki_kernel_enabled
-        moe_fused_nki_kernel_enabled router_topk_nki_kernel_enabled
-        eagle_rolling_buffer_kernel_enabled
+        moe_fused_nki_kernel_enabled eagle_rolling_buffer_kernel_enabled
         expert_mlp_nki_kernel_enabled shared_mlp_nki_kernel_enabled disable_argmax_kernel
         use_index_calc_kernel
     """,
@@ -136,6 +134,8 @@ _DEVICE_REASON = "it tells the Neuron compiler what the device is and how to com
 # What `kernel_options` hands to the choice of kernels: True asks for one, False forbids it.
 _KERNELS = """
     attn_kernel_enabled attn_tkg_nki_kernel_enabled attn_block_tkg_nki_kernel_enabled
+    mlp_kernel_enabled mlp_tkg_nki_kernel_enabled qkv_kernel_enabled qkv_nki_kernel_enabled
+    out_proj_kernel_enabled router_topk_nki_kernel_enabled
 """
 _KERNELS_REASON = "it chooses a Neuron kernel, which computes what the model's own code computes"
 

@@ -8,6 +8,11 @@ import torch
 
 from nxdi.kernels.masks import MaskPolicy
 
+# The options about the kernels of projections, whose weights are kept as those read them.
+MLP_OPTIONS = ("mlp_kernel_enabled", "mlp_tkg_nki_kernel_enabled")
+QKV_OPTIONS = ("qkv_kernel_enabled", "qkv_nki_kernel_enabled")
+OUTPUT_OPTIONS = ("out_proj_kernel_enabled",)
+
 
 @dataclass(frozen=True)
 class AttendCall:
@@ -29,6 +34,15 @@ class AttendCall:
     softcap: float | None
     has_sinks: bool
     aligned: bool
+
+
+@dataclass(frozen=True)
+class StoredAttendCall:
+    """`attend` to keys and values as a cache stores them, in blocks unless `block_size` is 0."""
+
+    attend: AttendCall
+    kv_dtype: torch.dtype
+    block_size: int
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,45 @@ class ArgmaxCall:
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class OutputCall:
+    """The projection of attention's result of so many rows. `peculiarity`: see `GatedMLPCall`."""
+
+    num_rows: int
+    input_size: int
+    output_size: int
+    dtype: torch.dtype
+    peculiarity: str | None
+
+
+@dataclass(frozen=True)
+class QKVCall:
+    """Queries, keys and values of so many rows. `peculiarity`: see `GatedMLPCall`."""
+
+    num_rows: int
+    hidden_size: int
+    q_size: int
+    kv_size: int
+    head_dim: int
+    dtype: torch.dtype
+    peculiarity: str | None
+
+
+@dataclass(frozen=True)
+class GatedMLPCall:
+    """A gated MLP of so many rows, over a rank's part of the intermediate size.
+
+    peculiarity: what only the model's own code computes, such as weights that no kernel reads.
+    """
+
+    num_rows: int
+    hidden_size: int
+    intermediate_size: int
+    dtype: torch.dtype
+    act: str
+    peculiarity: str | None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from nxdi.errors import ConfigError
 from nxdi.graph.inputs import InputSpec
 from nxdi.graph.plan import GraphPlan, plan_graphs
 from nxdi.models.fused import GraphModels, choose_models
+from nxdi.modules.kernel_weights import turn_weights
 from nxdi.modules.quantization import (
     explaining_scales,
     put_scales,
@@ -253,6 +254,7 @@ class NeuronApplicationBase:
             inputs = activation_quantization(self._config_for(phase).neuron_config)
             if inputs is not None:
                 quantize_inputs(model, inputs)
+            turn_weights(model, self._config_for(phase).neuron_config)
         return model
 
     def weight_quantization(self) -> WeightQuantization | None:

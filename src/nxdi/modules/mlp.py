@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from nxdi.config import InferenceConfig
 from nxdi.errors import ConfigError
+from nxdi.kernels.ops import GatedMLPCall
+from nxdi.kernels.registry import Kernel, choose, register
 from nxdi.modules.sequence import SequenceGather
-from nxdi.parallel_layers.layers import ColumnParallelLinear, RowParallelLinear
+from nxdi.parallel_layers.layers import ColumnParallelLinear, RowParallelLinear, unread_reason
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -84,7 +86,7 @@ class GatedMLP(nn.Module):
     ) -> None:
         super().__init__()
         size = intermediate_size or config.intermediate_size
-        self.act = activation(config.hidden_act)
+        self.act, self.act_name = activation(config.hidden_act), config.hidden_act
         self.gather = SequenceGather(config.neuron_config.sequence_parallel_enabled)
         self.gate_proj = _widen(config, size, bias)
         self.up_proj = _widen(config, size, bias)
@@ -96,8 +98,30 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.gather(x)
+        call = self._describe(x)
+        out: Tensor = choose(GATED_MLP, call).run(self, x, call)
+        return out
+
+    def multiply(self, x: Tensor, call: GatedMLPCall) -> Tensor:
+        """The result for whole sequences, product by product."""
         out: Tensor = self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
         return out
+
+    def _describe(self, x: Tensor) -> GatedMLPCall:
+        reason = unread_reason(x.dtype, self.gate_proj, self.up_proj, self.down_proj)
+        hidden_size = x.shape[-1]
+        return GatedMLPCall(
+            num_rows=x.numel() // hidden_size,
+            hidden_size=hidden_size,
+            intermediate_size=self.gate_proj.weight.numel() // hidden_size,
+            dtype=x.dtype,
+            act=self.act_name,
+            peculiarity="the gate has a bias" if self.gate_proj.bias is not None else reason,
+        )
+
+
+GATED_MLP = "gated_mlp"
+register(GATED_MLP, "generic", Kernel.plain(GatedMLP.multiply))
 
 
 class PlainMLP(nn.Module):

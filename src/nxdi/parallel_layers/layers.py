@@ -16,15 +16,19 @@ from torch import Tensor, nn
 from nxdi.errors import ConfigError, UnsupportedError
 from nxdi.parallel_layers import mappings
 from nxdi.parallel_layers.parallel_state import ProcessGroup, get_tensor_model_parallel_group
-from nxdi.parallel_layers.sharding import DimShard, Shard, set_shard
+from nxdi.parallel_layers.sharding import DimShard, Shard, TurnedShard, set_shard, shard_of
 
 
 class WeightFormat(Protocol):
-    """How a layer's weight is stored, and so how it is multiplied and looked up."""
+    """How a linear layer's weight is stored, and so how it is multiplied."""
 
     def multiply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x @ weight.T + bias."""
         ...
+
+
+class TableFormat(Protocol):
+    """How an embedding's weight is stored, and so how it is looked up."""
 
     def look_up(self, layer: nn.Module, ids: Tensor) -> Tensor:
         """The rows of the weight with these numbers."""
@@ -41,15 +45,43 @@ class PlainWeight:
         return F.embedding(ids, layer.weight)  # type: ignore[arg-type]  # a parameter
 
 
+class TurnedWeight:
+    """`layer.weight` is the weight transposed, [input, output]: as kernels of a device read it."""
+
+    def multiply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return linear(x, layer.weight.T, bias)  # type: ignore[arg-type]  # a parameter
+
+
 class BaseParallelLinear(nn.Module):
     """Marker base of the parallel linear layers; ports subclass it for layers of their own."""
 
+    weight: Tensor
     weight_format: WeightFormat = PlainWeight()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias in the dtype of `x`; 16-bit weights are widened on the fly."""
     return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+def turn_weight(layer: BaseParallelLinear) -> None:
+    """Keep a layer's weight as [input, output], which is yet to be loaded; checkpoints stay."""
+    old = layer.weight
+    shard = shard_of(old)
+    assert shard is not None, "the checkpoint of a turned weight would have to be turned as well"
+    columns, rows = old.shape
+    turned = _parameter(rows, columns, dtype=old.dtype, shard=TurnedShard(shard))
+    layer.weight, layer.weight_format = turned, TurnedWeight()
+
+
+def unread_reason(dtype: torch.dtype, *layers: BaseParallelLinear) -> str | None:
+    """Why a kernel cannot read the weights of layers that get activations of `dtype`, or None."""
+    for layer in layers:
+        if not isinstance(layer.weight_format, TurnedWeight):
+            return f"weights are stored as {type(layer.weight_format).__name__}, not TurnedWeight"
+        if layer.weight.dtype != dtype:
+            return f"activations are {dtype}, weights {layer.weight.dtype}"
+    return None
 
 
 def _parameter(*shape: int, dtype: torch.dtype, shard: Shard | None) -> nn.Parameter:
@@ -163,7 +195,10 @@ class RowParallelLinear(BaseParallelLinear):
     def forward(self, x: Tensor) -> Tensor:
         if self.group.size() == 1:
             return self.weight_format.multiply(self, x, self.bias)
-        y = self.weight_format.multiply(self, x)
+        return self.complete(self.weight_format.multiply(self, x))
+
+    def complete(self, y: Tensor) -> Tensor:
+        """The result, from what this rank's part of the weight gave."""
         if not self.reduce_output:
             return y
         if self.sequence_dimension is None:
@@ -234,7 +269,7 @@ class ParallelEmbedding(nn.Module):
     `sequence_parallel_enabled`.
     """
 
-    weight_format: WeightFormat = PlainWeight()
+    weight_format: TableFormat = PlainWeight()
 
     def __init__(  # noqa: PLR0913  NxD's keywords
         self,

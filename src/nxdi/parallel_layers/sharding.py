@@ -149,6 +149,19 @@ class SameOnEveryRank:
         return self.shard.cut(full, 0, local)
 
 
+@dataclass(frozen=True)
+class TurnedShard:
+    """The rule of a matrix that is kept transposed, while checkpoints have it as `shard` says."""
+
+    shard: Shard
+
+    def full_shape(self, local: tuple[int, ...]) -> tuple[int, ...]:
+        return self.shard.full_shape(local[::-1])
+
+    def cut(self, full: Tensor, rank: int, local: tuple[int, ...]) -> Tensor:
+        return self.shard.cut(full, rank, local[::-1]).T
+
+
 def _with_size(shape: tuple[int, ...], dim: int, size: int) -> tuple[int, ...]:
     return (*shape[:dim], size, *shape[dim + 1 :])
 

@@ -11,6 +11,7 @@ from nxdi.parallel_layers.sharding import (
     ExpertLayout,
     ExpertShard,
     HeadShard,
+    TurnedShard,
     plan_heads,
     set_shard,
     shard_of,
@@ -108,6 +109,14 @@ def test_heads_that_do_not_group(num_q: int, num_kv: int) -> None:
     message = f"num_attention_heads={num_q} .*positive multiple of num_key_value_heads={num_kv}"
     with pytest.raises(ConfigError, match=message):
         plan_heads(num_q, num_kv, 2)
+
+
+@pytest.mark.parametrize("rule", [DimShard(0, 6), HeadShard(0, ((0, 1), (2, -1)), 2, 3)])
+def test_a_turned_matrix_is_cut_where_it_was(rule: DimShard | HeadShard) -> None:
+    full, turned = torch.arange(30).view(6, 5), TurnedShard(rule)
+    assert turned.full_shape((5, 4)) == (6, 5)
+    for rank in (0, 1):
+        assert torch.equal(turned.cut(full, rank, (5, 4)), rule.cut(full, rank, (4, 5)).T)
 
 
 def test_rules_travel_with_their_parameter() -> None:

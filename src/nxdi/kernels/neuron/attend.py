@@ -1,20 +1,26 @@
 """What computes attention on a Neuron device; shapes are those of the reference.
 
-Keys and values come as a step reads them from its cache. A paged cache is gathered before, so the
-form of the decode kernel that reads blocks is not chosen here, nor the one that reads float8.
+"attend" is given keys and values as they are. "attend_stored" has a cache of blocks or of float8 as
+well, which the decode kernel reads in place: nothing is gathered or widened in memory.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from nxdi import env
 from nxdi.kernels import nki
 from nxdi.kernels.masks import SlidingWindow
+from nxdi.kernels.neuron import nkilib as _nkilib  # noqa: F401  registers what is asked first
 from nxdi.kernels.neuron.op import load_op, nki_kernel
-from nxdi.kernels.ops import AttendCall
+from nxdi.kernels.ops import AttendCall, StoredAttendCall
 from nxdi.kernels.registry import register
 
+_GEN2 = ("inf2", "trn1")  # targets; a compile names its own in the environment
+_DECODE_OPTIONS = ("attn_tkg_nki_kernel_enabled", "attn_block_tkg_nki_kernel_enabled")
 _MAX_STEP = 16  # tokens of a row in a step that decodes or verifies; pieces of prompts have more
 
 
@@ -44,16 +50,34 @@ def attend_decode(
     return out
 
 
+def attend_stored(
+    q: Tensor, attended: Any, allowed: Tensor, sinks: Tensor | None, call: StoredAttendCall
+) -> Tensor:
+    """A few tokens of each row to its cache as it is stored."""
+    k, v, blocks, scales = attended.stored
+    out: Tensor = load_op("attention_decode")(
+        q, k, v, allowed.to(torch.uint8), blocks, sinks, scales, call.attend.scale
+    )
+    return out
+
+
 def _declines_prefill(call: AttendCall) -> str | None:
     reason: str | None = nki.load_kernels("attention_prefill").supports(call)
     return reason
 
 
 def _declines_decode(call: AttendCall) -> str | None:
-    if not _is_decode(call):
-        return f"{call.num_queries} queries per row of a prompt, not up to {_MAX_STEP} of a step"
+    return _declines_stored(StoredAttendCall(call, call.dtype, 0))
+
+
+def _declines_stored(call: StoredAttendCall) -> str | None:
+    if not _is_decode(call.attend):
+        queries = call.attend.num_queries
+        return f"{queries} queries per row of a prompt, not up to {_MAX_STEP} of a step"
     module = nki.load_kernels("attention_decode")
-    reason: str | None = module.supports(module.Call(call, call.dtype))
+    generation = 2 if env.neuron_target() in _GEN2 else 3
+    found = module.Call(call.attend, call.kv_dtype, call.block_size, generation)
+    reason: str | None = module.supports(found)
     return reason
 
 
@@ -79,7 +103,18 @@ register(
         "attention_decode",
         attend_decode,
         _declines_decode,
-        options=("attn_tkg_nki_kernel_enabled", "attn_block_tkg_nki_kernel_enabled"),
+        options=_DECODE_OPTIONS,
         meant_for=_is_decode,
+    ),
+)
+register(
+    "attend_stored",
+    "neuron",
+    nki_kernel(
+        "attention_decode",
+        attend_stored,
+        _declines_stored,
+        options=_DECODE_OPTIONS,
+        meant_for=lambda call: _is_decode(call.attend),
     ),
 )

@@ -30,4 +30,8 @@ def _declines(call: RouteCall) -> str | None:
     return reason
 
 
-register("route", "neuron", nki_kernel("router_topk", _run, _declines))
+register(
+    "route",
+    "neuron",
+    nki_kernel("router_topk", _run, _declines, ("router_topk_nki_kernel_enabled",)),
+)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nxdi.kernels.nki.cache_parts import RUN, bytes_of, load_part, load_row, plan_cache
 from nxdi.kernels.nki.copies import copy_out
+from nxdi.kernels.nki.key_softmax import invert, normalise
 from nxdi.kernels.nki.tiles import is_given
 from nxdi.kernels.ops import AttendCall
 from nxdi.kernels.reference.attend import attend_wide
@@ -123,7 +124,7 @@ def attention_decode(
             some = heads[first : first + together]
             while len(rows) <= some[-1][0]:
                 rows.append(load_row(allowed, cache, len(rows)))
-            queries = load_queries(q, first * columns, len(some) * columns)
+            queries = load_queries(q, first * columns, len(some), columns)
             state = {"heads": some, "rows": rows, "queries": queries, "columns": columns}
             state["group"], state["size"] = group, size
             states.append(state)
@@ -137,7 +138,7 @@ def attention_decode(
 
 
 def stacked(size: int) -> int:
-    """Keys of so many numbers that are transposed as one, each to partitions of its own."""
+    """Keys of so many numbers that are transposed and multiplied as one, on partitions of each."""
     return TILE // size if size in (32, 64) else 1
 
 
@@ -157,6 +158,8 @@ def make_constants(q: Any, sinks: Any, scales: Any, scale: float) -> Any:
     short = nl.ndarray((TILE, TILE), dtype=q.dtype, buffer=nl.sbuf)
     nisa.tensor_copy(dst=short, src=identity, engine=nisa.engine.vector)
     found = {"ones": ones, "identity": identity, "short": short, "scale": scale}
+    if stacked(q.shape[4]) > 1:
+        found["fold"] = make_fold(identity, q.shape[4])
     num_heads, group, num_queries = q.shape[1:4]
     if is_given(sinks):
         found["sinks"] = spread(sinks, 1, num_heads * group, num_queries)
@@ -168,6 +171,16 @@ def make_constants(q: Any, sinks: Any, scales: Any, scale: float) -> Any:
     return found
 
 
+def make_fold(identity: Any, size: int) -> Any:
+    """What adds up the parts of `size` partitions in a product with it: [128, size]."""
+    fold = nl.ndarray((TILE, size), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_copy(dst=fold, src=identity[:, 0:size], engine=nisa.engine.vector)
+    for first in range(size, TILE, size):
+        part = identity[:, nl.ds(first, size)]
+        nisa.tensor_tensor(dst=fold, data1=fold, data2=part, op=nl.add)
+    return fold
+
+
 def spread(source: Any, partitions: int, number: int, times: int) -> Any:
     """Numbers on each partition, each repeated: [partitions, number * times]."""
     tile = nl.ndarray((partitions, number, times), dtype=nl.float32, buffer=nl.sbuf)
@@ -176,17 +189,27 @@ def spread(source: Any, partitions: int, number: int, times: int) -> Any:
     return tile.reshape((partitions, number * times))
 
 
-def load_queries(q: Any, first: int, rows: int) -> Any:
-    """Rows of queries, transposed, as often as keys are stacked: [copies * size, rows]."""
-    size = q.shape[4]
+def load_queries(q: Any, first: int, num_heads: int, columns: int) -> Any:
+    """Queries of some heads, transposed, for each of the keys that are stacked.
+
+    [copies * size, heads, copies, columns]: zero but where partitions and queries are of one copy,
+    so that one product has the scores of all stacked keys.
+    """
+    size, rows = q.shape[4], num_heads * columns
     copies = stacked(size)
     tile = nl.ndarray((rows, copies, size), dtype=q.dtype, buffer=nl.sbuf)
     pattern = [[size, rows], [0, copies], [1, size]]
     nisa.dma_copy(dst=tile, src=q.ap(pattern=pattern, offset=first * size))
     block = nl.ndarray((copies * size, rows), dtype=q.dtype, buffer=nl.psum)
     nisa.nc_transpose(dst=block, data=tile, engine=nisa.engine.tensor)
-    turned = nl.ndarray((copies * size, rows), dtype=q.dtype, buffer=nl.sbuf)
-    copy_out(turned, block, True)
+    shape = (copies * size, num_heads, copies, columns)
+    turned = nl.ndarray(shape, dtype=q.dtype, buffer=nl.sbuf)
+    if copies > 1:
+        nisa.memset(dst=turned, value=0.0)
+    for copy in range(copies):
+        part = nl.ds(copy * size, size)
+        source = block[part, :].reshape((size, num_heads, columns))
+        copy_out(turned[part, :, copy, :], source, True)
     return turned
 
 
@@ -197,7 +220,7 @@ def score(state: Any, cache: Any, constants: Any) -> None:
     """
     each, parts = state["columns"], cache["parts"]
     is_sink = "sinks" in constants
-    shape = (TILE, cache["width"] + is_sink, state["queries"].shape[1])
+    shape = (TILE, cache["width"] + is_sink, len(state["heads"]) * each)
     scores = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
     state["scores"] = scores
     waiting = []
@@ -271,14 +294,15 @@ def multiply(state: Any, waiting: Any, constants: Any) -> None:
     head, turned, mask, place = waiting
     (partitions, number, columns), size = place.shape, state["size"]
     copies = stacked(size)
-    queries = state["queries"][:, nl.ds(head * columns, columns)]
+    queries = state["queries"]
     product = nl.ndarray((partitions, number, columns), dtype=nl.float32, buffer=nl.psum)
-    for at in range(number):
-        rows = nl.ds(at % copies * size, size)
+    for at in range(0, number, copies):
+        count = min(copies, number - at)
+        rows = nl.ds(0, count * size)
         nisa.nc_matmul(
-            dst=product[:, at, :],
+            dst=product[:, nl.ds(at, count), :],
             stationary=turned[rows, at // copies, :],
-            moving=queries[rows, :],
+            moving=queries[rows, head, 0:count, :],
         )
     factor = constants["scale"]
     if "k_scale" in constants:
@@ -289,73 +313,59 @@ def multiply(state: Any, waiting: Any, constants: Any) -> None:
     )
 
 
-def normalise(state: Any, constants: Any) -> None:
-    """Weights of all keys, and one over their sum on as many partitions as a value has numbers."""
-    scores, size = state["scores"], state["size"]
-    columns = scores.shape[2]
-    highest = find_highest(scores, constants)
-    shifted = highest.expand_dim(1).broadcast(1, scores.shape[1])
-    nisa.tensor_tensor(dst=scores, data1=scores, data2=shifted, op=nl.subtract)
-    dtype = state["queries"].dtype
-    weights = nl.ndarray(scores.shape, dtype=dtype, buffer=nl.sbuf)
-    nisa.activation(dst=weights, op=nl.exp, data=scores)
-    sums = nl.ndarray((TILE, columns), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_reduce(dst=sums, op=nl.add, data=weights.permute((0, 2, 1)), axis=2)
-    total = nl.ndarray((size, columns), dtype=nl.float32, buffer=nl.psum)
-    ones = constants["ones"][:, 0:size]
-    nisa.nc_matmul(dst=total, stationary=ones, moving=sums, is_stationary_onezero=True)
-    inverse = nl.ndarray((size, columns), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.reciprocal(dst=inverse, data=total)
-    state["weights"], state["inverse"] = weights, inverse
-
-
-def find_highest(scores: Any, constants: Any) -> Any:
-    """The highest score of each query, in PSUM: [128, keys, queries] -> [128, queries].
-
-    Over partitions by a transpose, and back by a product with the identity.
-    """
-    columns = scores.shape[2]
-    found = nl.ndarray((TILE, columns), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_reduce(dst=found, op=nl.maximum, data=scores.permute((0, 2, 1)), axis=2)
-    turned = nl.ndarray((columns, TILE), dtype=nl.float32, buffer=nl.psum)
-    nisa.nc_transpose(dst=turned, data=found, engine=nisa.engine.tensor)
-    top = nl.ndarray((columns, 1), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_reduce(dst=top, op=nl.maximum, data=turned, axis=1)
-    spread = nl.ndarray((TILE, columns), dtype=nl.float32, buffer=nl.psum)
-    unit = constants["identity"][0:columns, 0:columns]
-    nisa.nc_matmul(
-        dst=spread, stationary=top.broadcast(1, TILE), moving=unit, is_moving_onezero=True
-    )
-    return spread
-
-
 def weigh(state: Any, cache: Any, constants: Any) -> Any:
-    """The values of some heads, weighted and summed: results, transposed [size, queries]."""
-    each, size, queries = state["columns"], state["size"], state["queries"]
-    results = nl.ndarray((size, queries.shape[1]), dtype=queries.dtype, buffer=nl.sbuf)
+    """The values of some heads, weighted and summed: results, transposed [size, queries].
+
+    Stacked values are multiplied with the weights of all of them, and each counts with its own.
+    """
+    each, size, dtype = state["columns"], state["size"], state["queries"].dtype
+    num_columns = len(state["heads"]) * each
+    copies = min(stacked(size), cache["parts"][0][2])
+    sums = nl.ndarray((copies * size, num_columns), dtype=nl.float32, buffer=nl.sbuf)
     for number in range(len(state["heads"])):
         mine = nl.ds(number * each, each)
-        product = nl.ndarray((size, each), dtype=nl.float32, buffer=nl.psum)
-        column = 0
-        for at in range(len(cache["parts"])):
-            _, partitions, width = cache["parts"][at]
-            values = load_part(cache["v"], state, number, cache["parts"][at], at)
-            for key in range(width):
-                moving = state["weights"][0:partitions, column + key, mine]
-                nisa.nc_matmul(dst=product, stationary=values[:, key, :], moving=moving)
-            column += width
-        factor = 1.0
+        product = nl.ndarray((copies * size, copies, each), dtype=nl.float32, buffer=nl.psum)
+        add_values(product, state, cache, number)
+        for copy in range(copies):
+            part = nl.ds(copy * size, size)
+            copy_out(sums[part, mine], product[part, copy, :], True)
+    if copies > 1:
+        folded = nl.ndarray((size, num_columns), dtype=nl.float32, buffer=nl.psum)
+        fold = constants["fold"][0 : copies * size, :]
+        nisa.nc_matmul(dst=folded, stationary=fold, moving=sums, is_stationary_onezero=True)
+        sums = folded
+    inverse = invert(state["sums"], size, constants)
+    results = nl.ndarray((size, num_columns), dtype=dtype, buffer=nl.sbuf)
+    for number in range(len(state["heads"])):
+        mine, factor = nl.ds(number * each, each), 1.0
         if "v_scale" in constants:
             factor = constants["v_scale"][0:size, nl.ds(state["heads"][number][1], 1)]
         nisa.scalar_tensor_tensor(
             dst=results[:, mine],
-            data=product,
+            data=sums[:, mine],
             op0=nl.multiply,
             operand0=factor,
             op1=nl.multiply,
-            operand1=state["inverse"][:, mine],
+            operand1=inverse[:, mine],
         )
     return results
+
+
+def add_values(product: Any, state: Any, cache: Any, number: int) -> None:
+    """Values of a head times weights: [copies * size, copies, queries], on the diagonal."""
+    each, size, copies, column = state["columns"], state["size"], product.shape[1], 0
+    mine = nl.ds(number * each, each)
+    for at in range(len(cache["parts"])):
+        _, partitions, width = cache["parts"][at]
+        values = load_part(cache["v"], state, number, cache["parts"][at], at)
+        for key in range(0, width, copies):
+            count = min(copies, width - key)
+            nisa.nc_matmul(
+                dst=product[0 : count * size, 0:count, :],
+                stationary=values[:, nl.ds(key, count), :],
+                moving=state["weights"][0:partitions, nl.ds(column + key, count), mine],
+            )
+        column += width
 
 
 def store(out: Any, results: Any, first: int) -> None:

@@ -7,7 +7,6 @@ time there is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import nki
@@ -17,26 +16,19 @@ import torch
 from torch import Tensor
 
 from nxdi.kernels.nki.copies import copy_out
-from nxdi.kernels.nki.tiles import is_given
+from nxdi.kernels.nki.matmul import Call, declined_shapes
+from nxdi.kernels.nki.tiles import BANK, TILE, is_given
 
-TILE = 128  # partitions, and columns of a stationary tile
-BANK = 512  # float32 elements of a PSUM bank
+__all__ = ["Call", "attention_output", "reference", "supports"]
+
 SUMS = 4  # banks of sums, so that the next ones can begin while these are stored
-
-
-@dataclass(frozen=True)
-class Call:
-    """What a call of the kernel is decided on: x [T, H] and w [H, I]."""
-
-    x_shape: tuple[int, ...]
-    w_shape: tuple[int, ...]
-    dtype: torch.dtype
 
 
 def supports(call: Call) -> str | None:
     """Why the kernel cannot serve a call, or None."""
-    if len(call.x_shape) != 2 or len(call.w_shape) != 2 or call.x_shape[1] != call.w_shape[0]:
-        return f"x {call.x_shape} and w {call.w_shape} are no [T, H] and [H, I]"
+    reason = declined_shapes(call)
+    if reason is not None:
+        return reason
     if call.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"dtype {call.dtype} is no float of 16 or 32 bits"
     # Rows of x, as they are and transposed, for two groups.

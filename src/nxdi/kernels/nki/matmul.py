@@ -32,8 +32,9 @@ class Call:
 
 def supports(call: Call) -> str | None:
     """Why the kernel cannot serve a call, or None."""
-    if len(call.x_shape) != 2 or len(call.w_shape) != 2 or call.x_shape[1] != call.w_shape[0]:
-        return f"x {call.x_shape} and w {call.w_shape} are no [T, H] and [H, I]"
+    reason = declined_shapes(call)
+    if reason is not None:
+        return reason
     if call.x_shape[1] % TILE:
         return f"hidden size {call.x_shape[1]} is no multiple of {TILE}"
     if call.dtype not in (torch.bfloat16, torch.float16):
@@ -41,6 +42,13 @@ def supports(call: Call) -> str | None:
     # A group of transposed rows, and two tiles of rows as they are.
     size = call.x_shape[1] * (GROUP_ROWS // TILE + 2) * 2
     return None if size <= 128 * 1024 else f"{call.x_shape[1]} columns of x do not fit SBUF"
+
+
+def declined_shapes(call: Call) -> str | None:
+    """Why there is no product of such operands, or None."""
+    if len(call.x_shape) == len(call.w_shape) == 2 and call.x_shape[1] == call.w_shape[0]:
+        return None
+    return f"x {call.x_shape} and w {call.w_shape} are no [T, H] and [H, I]"
 
 
 def reference(x: Tensor, w: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from nxdi.kernels.nki.tiles import TILE, normalize, spread_row
 
 @dataclass(frozen=True)
 class Call:
-    """What a call of the kernel is decided on."""
+    """What a call of the kernel is decided on: x [T, H] and gamma [1, H]."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -25,15 +25,21 @@ class Call:
 
 def supports(call: Call) -> str | None:
     """Why the kernel cannot serve a call, or None."""
-    if len(call.shape) != 2 or call.gamma_shape != (1, call.shape[1]):
-        return (
-            f"x has shape {call.shape}, gamma {call.gamma_shape}; the kernel takes [T, H], [1, H]"
-        )
+    reason = declined_shapes(call)
+    if reason is not None:
+        return reason
     if call.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"dtype {call.dtype} is no float of 16 or 32 bits"
     # Two rows of input and output, one of squares and one of gamma fit a partition.
     size = call.shape[1] * 6 * call.dtype.itemsize
     return None if size <= 160 * 1024 else f"a row of {call.shape[1]} elements does not fit SBUF"
+
+
+def declined_shapes(call: Call) -> str | None:
+    """Why no norm of rows has such operands, or None."""
+    if len(call.shape) == 2 and call.gamma_shape == (1, call.shape[1]):
+        return None
+    return f"x has shape {call.shape}, gamma {call.gamma_shape}; the kernel takes [T, H], [1, H]"
 
 
 def reference(x: Tensor, gamma: Tensor, eps: float = 1e-6) -> Tensor:

@@ -7,7 +7,6 @@ engine compute side by side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import nki
@@ -16,28 +15,21 @@ import nki.language as nl
 import torch
 from torch import Tensor
 
+from nxdi.kernels.nki.rmsnorm import Call, declined_shapes
 from nxdi.kernels.nki.tiles import TILE, inverse_rms, spread_row
+
+__all__ = ["Call", "reference", "rmsnorm_quant", "supports"]
 
 FLOAT8_MAX = 240.0
 INT8_MAX = 127.0
 TINY = 1e-20  # the least magnitude that a row is scaled by, so that zeros stay zeros
 
 
-@dataclass(frozen=True)
-class Call:
-    """What a call of the kernel is decided on: x [T, H] and gamma [1, H]."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    gamma_shape: tuple[int, ...]
-
-
 def supports(call: Call) -> str | None:
     """Why the kernel cannot serve a call, or None."""
-    if len(call.shape) != 2 or call.gamma_shape != (1, call.shape[1]):
-        return (
-            f"x has shape {call.shape}, gamma {call.gamma_shape}; the kernel takes [T, H], [1, H]"
-        )
+    reason = declined_shapes(call)
+    if reason is not None:
+        return reason
     if call.dtype not in (torch.float32, torch.bfloat16):
         return f"dtype {call.dtype} is neither bfloat16 nor float32"
     # Two rows of input and of 8-bit output; one of squares, of products and of gamma.

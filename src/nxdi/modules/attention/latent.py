@@ -223,7 +223,7 @@ class Expanded:
         attended: Attended,
         ctx: LayerContext,
     ) -> Tensor:
-        k_rotary, latent, positions = attended
+        k_rotary, latent, positions, _ = attended
         k, v = project.expand(latent)
         # What is turned comes first: joined last, Neuron's compiler is known to lose short parts.
         q = torch.cat([q_rotary, q], dim=-1)

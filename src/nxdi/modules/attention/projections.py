@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 from nxdi.config import NeuronConfig
 from nxdi.errors import WeightError
+from nxdi.kernels.ops import OutputCall, QKVCall
+from nxdi.kernels.registry import Kernel, choose, register
 from nxdi.modules.sequence import SequenceGather
-from nxdi.parallel_layers.layers import ColumnParallelLinear, RowParallelLinear
+from nxdi.parallel_layers.layers import ColumnParallelLinear, RowParallelLinear, unread_reason
 from nxdi.parallel_layers.parallel_state import get_tensor_model_parallel_size
 from nxdi.parallel_layers.sharding import HeadLayout, HeadShard
 
@@ -39,7 +41,7 @@ class QKVProjection(nn.Module):
         self.applies_norm = bool(
             neuron_config.qkv_kernel_enabled and not neuron_config.sequence_parallel_enabled
         )
-        self.clip = clip
+        self.clip, self.head_dim = clip, head_dim
         ranks = get_tensor_model_parallel_size()
 
         def column(heads: tuple[tuple[int, ...], ...], total: int) -> ColumnParallelLinear:
@@ -66,17 +68,52 @@ class QKVProjection(nn.Module):
         if rmsnorm is not None and self.applies_norm:
             hidden_states = rmsnorm(hidden_states)
         x = self.gather(hidden_states)
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        call = self._describe(x)
+        q, k, v = choose(QKV, call).run(self, x, call)
         if self.clip is not None:
             q, k, v = (t.clamp(-self.clip, self.clip) for t in (q, k, v))
         return q, k, v, residual
+
+    def multiply(self, x: Tensor, call: QKVCall) -> tuple[Tensor, Tensor, Tensor]:
+        """The three products, one by one."""
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+
+    def _describe(self, x: Tensor) -> QKVCall:
+        hidden_size = x.shape[-1]
+        return QKVCall(
+            num_rows=x.numel() // hidden_size,
+            hidden_size=hidden_size,
+            q_size=self.q_proj.weight.numel() // hidden_size,
+            kv_size=self.k_proj.weight.numel() // hidden_size,
+            head_dim=self.head_dim,
+            dtype=x.dtype,
+            peculiarity=unread_reason(x.dtype, self.q_proj, self.k_proj, self.v_proj),
+        )
 
 
 class OutputProjection(RowParallelLinear):
     """[B, S, N_q * D] of this rank's heads -> [B, S, hidden], summed over ranks."""
 
     def forward(self, x: Tensor, adapter_ids: Tensor | None = None) -> Tensor:
+        input_size = x.shape[-1]
+        call = OutputCall(
+            num_rows=x.numel() // input_size,
+            input_size=input_size,
+            output_size=self.output_size,
+            dtype=x.dtype,
+            peculiarity=unread_reason(x.dtype, self),
+        )
+        out: Tensor = choose(ATTENTION_OUTPUT, call).run(self, x, call)
+        return out
+
+    def multiply(self, x: Tensor, call: OutputCall) -> Tensor:
+        """As any row-parallel layer does."""
         return super().forward(x)
+
+
+QKV, ATTENTION_OUTPUT = "qkv", "attention_output"
+register(QKV, "generic", Kernel.plain(QKVProjection.multiply))
+register(ATTENTION_OUTPUT, "generic", Kernel.plain(OutputProjection.multiply))
 
 
 def rename_projections(

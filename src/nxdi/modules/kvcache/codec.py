@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from nxdi.config import KVQuantizationConfig, NeuronConfig
 from nxdi.config.quantization import largest_stored
-from nxdi.modules.kvcache.spec import Attended
+from nxdi.modules.kvcache.spec import Attended, Stored
 from nxdi.parallel_layers.sharding import HeadLayout, HeadShard, set_shard
 
 
@@ -49,7 +49,19 @@ class Float8KV(nn.Module):
 
     def decode(self, attended: Attended) -> Attended:
         keys = self._read(attended.keys, self.k_scales)
-        return Attended(keys, self._read(attended.values, self.v_scales), attended.positions)
+        values = self._read(attended.values, self.v_scales)
+        return Attended(keys, values, attended.positions, self._stored(attended))
+
+    def _stored(self, attended: Attended) -> Stored | None:
+        """What is attended to as it is stored, if its scales are those of heads."""
+        found = attended.stored or Stored(attended.keys, attended.values)
+        if self.k_scales is None or self.v_scales is None:
+            return found
+        per_head = [x.flatten() for x in (self.k_scales, self.v_scales) if x.shape[-1] == 1]
+        if len(per_head) < 2:
+            return None
+        num_heads = attended.keys.shape[1]
+        return found._replace(scales=torch.stack([x.expand(num_heads) for x in per_head]))
 
     def _store(self, x: Tensor, scales: Tensor | None) -> Tensor:
         if scales is not None:

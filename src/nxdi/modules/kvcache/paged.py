@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nxdi.modules.kvcache.spec import Attended, CacheState, StepPositions
+from nxdi.modules.kvcache.spec import Attended, CacheState, StepPositions, Stored
 from nxdi.types import Phase
 
 
@@ -37,7 +37,7 @@ class PagedCache:
             return new, Attended(k, v, step.positions)
         positions = torch.arange(step.num_slots, dtype=torch.int32, device=k.device)[None]
         held = self.past(new, step)
-        return new, Attended(held.k, held.v, positions)
+        return new, Attended(held.k, held.v, positions, self._in_blocks(new, step))
 
     def past(self, state: CacheState, step: StepPositions) -> CacheState:
         return CacheState(self._read(state.k, step), self._read(state.v, step))
@@ -53,9 +53,17 @@ class PagedCache:
         where = (blocks.long()[:, None], heads[None, :, None], offsets[:, None])
         return torch.index_put(cache, where, new.to(cache.dtype))
 
+    def _in_blocks(self, state: CacheState, step: StepPositions) -> Stored | None:
+        """What the step sees, if that is whole blocks."""
+        count, rest = divmod(step.num_slots, self.block_size)
+        return None if rest else Stored(*state, self._numbers(step)[:, :count])
+
+    def _numbers(self, step: StepPositions) -> Tensor:
+        """The blocks of each row, those that it has not being the one for padding."""
+        assert step.blocks is not None
+        return torch.where(step.blocks < 0, self.num_blocks, step.blocks)
+
     def _read(self, cache: Tensor, step: StepPositions) -> Tensor:
         """Every block of each row, in order. [T, N, block_size, D] -> [B, N, num_slots, D]."""
-        assert step.blocks is not None
-        blocks = torch.where(step.blocks < 0, self.num_blocks, step.blocks).long()
-        held = cache[blocks].transpose(1, 2).flatten(2, 3)
+        held = cache[self._numbers(step).long()].transpose(1, 2).flatten(2, 3)
         return held[:, :, : step.num_slots]

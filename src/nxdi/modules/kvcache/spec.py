@@ -17,15 +17,30 @@ class CacheState(NamedTuple):
     v: Tensor
 
 
+class Stored(NamedTuple):
+    """Keys and values as a cache holds them, for kernels that read it in place.
+
+    k, v [B, N, L, D], or of blocks [T, N, block, D] with their numbers `blocks` [B, L / block];
+    scales float32 [2, N]: what keys and values are to be multiplied by, or None.
+    """
+
+    k: Tensor
+    v: Tensor
+    blocks: Tensor | None = None
+    scales: Tensor | None = None
+
+
 class Attended(NamedTuple):
     """What a step attends to.
 
-    keys, values [B, N, L, D]; positions [B, L] or [1, L], -1 = nothing there.
+    keys, values [B, N, L, D]; positions [B, L] or [1, L], -1 = nothing there. `stored` is the same
+    where it is stored otherwise, and a kernel can read that: then a graph may leave out the others.
     """
 
     keys: Tensor
     values: Tensor
     positions: Tensor
+    stored: Stored | None = None
 
 
 class StepPositions(NamedTuple):

@@ -77,7 +77,8 @@ def _cached(kernel: Any, step: Step) -> Iterator[Any]:
 def _mlps(kernel: Any, step: Step) -> Iterator[Any]:
     for mlp in step.model.modules():
         if isinstance(mlp, GatedMLP):
-            inner, hidden = mlp.gate_proj.weight.shape
+            hidden = mlp.down_proj.output_size
+            inner = mlp.gate_proj.weight.numel() // hidden
             yield kernel.Call(
                 x_shape=(step.num_rows, hidden),
                 gate_shape=(hidden, inner),

@@ -12,7 +12,13 @@ from nxdi.config import NeuronConfig
 from nxdi.config.quantization import Block, WeightQuantization
 from nxdi.modules.kvcache import ChunkedCache, RollingCache, WindowCache
 from nxdi.modules.quantization import quantized_names
-from nxdi.parallel_layers.sharding import DimShard, ExpertShard, HeadShard, shard_of
+from nxdi.parallel_layers.sharding import (
+    DimShard,
+    ExpertShard,
+    HeadShard,
+    TurnedShard,
+    shard_of,
+)
 from nxdi.runtime.estimate import memory_of
 from nxdi.runtime.weights import cut_for_rank
 
@@ -35,6 +41,8 @@ def sharding_notes(wanted: Mapping[str, Tensor], num_ranks: int) -> Iterator[str
     found = {}
     for name, tensor in wanted.items():
         shard = shard_of(tensor)
+        if isinstance(shard, TurnedShard):
+            shard, tensor = shard.shard, tensor.T
         text = None
         if isinstance(shard, HeadShard):
             text = _head_note(shard)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nki_calls import normal
+from nxdi.errors import UnsupportedError
 from nxdi.kernels.neuron import argmax, norm, op, route  # noqa: F401  register their kernels
 from nxdi.kernels.registry import Choice, platform
 from nxdi.modules.moe.router import Router
@@ -74,6 +75,19 @@ def test_a_router(options: dict[str, Any]) -> None:
     expected = router(x)
     assert torch.equal(routing.experts, expected.experts)
     torch.testing.assert_close(routing.weights, expected.weights, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("compiler")
+def test_an_option_asks_for_the_router_s_kernel_or_forbids_it() -> None:
+    name, x = "router_topk_nki_kernel_enabled", normal(Random(5), 6, 128)
+    with platform("neuron", {name: False}) as choices:
+        make_router()(x)
+    assert [choice.chosen for choice in choices] == ["operators"]
+    with platform("neuron", {name: True}) as choices:
+        make_router()(x)
+        with pytest.raises(UnsupportedError, match=f"{name}=True, but route.*has a bias"):
+            make_router(router_bias=True)(x)
+    assert [choice.chosen for choice in choices] == ["nxdi_nki::router_topk"]
 
 
 @pytest.mark.usefixtures("compiler")

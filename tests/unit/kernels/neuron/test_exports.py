@@ -16,7 +16,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "rmsnorm": (ROWS, ROWS[:1]),
     "rmsnorm_quant": (ROWS, ROWS[:1]),
     "rope": (ROWS.view(8, 2, 64), ROWS[:, :64].view(8, 1, 64), ROWS[:, :64], ROWS[:, 64:]),
-    "qkv": (ROWS, ROWS.T.repeat(1, 2).contiguous(), 2, 1, ROWS[:1, :16], ROWS[:1]),
+    "qkv": (ROWS, *[ROWS.T.contiguous()] * 3, 4, ROWS[:1, :24], ROWS[:1]),
     "router_topk": (ROWS, ROWS, 2),
     "moe_decode": (
         ROWS[:1],

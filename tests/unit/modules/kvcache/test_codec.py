@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from nxdi.config import KVQuantizationConfig, NeuronConfig
 from nxdi.errors import ConfigError, UnsupportedError, WeightError
 from nxdi.modules.kvcache.codec import Float8KV, PlainKV, make_codec
-from nxdi.modules.kvcache.spec import Attended
+from nxdi.modules.kvcache.spec import Attended, Stored
 from nxdi.parallel_layers.sharding import plan_heads
 from tiny_models import load_app, save_tiny, tiny_hf_model
 
@@ -127,3 +127,32 @@ def test_scales_of_a_checkpoint(tp_degree: int, tmp_path: Path) -> None:
     # Powers of two change what underflows and overflows, not the rounding of ordinary numbers.
     assert torch.allclose(found.logits, plain.logits, atol=0.5)
     assert not torch.equal(found.logits, plain.logits)
+
+
+@pytest.mark.parametrize("method", ["per_tensor_symmetric", "per_head_symmetric"])
+def test_what_is_stored_has_a_scale_per_head(method: str) -> None:
+    made = codec(k_quant_method=method, v_quant_method="per_tensor_symmetric", direct_cast=False)
+    assert made.k_scales is not None
+    assert made.v_scales is not None
+    made.k_scales.data.copy_(torch.arange(1, 1 + made.k_scales.numel()).view_as(made.k_scales))
+    made.v_scales.data.fill_(3)
+    k, v = made.encode(X, X)
+    stored = made.decode(Attended(k, v, torch.zeros(1, 1))).stored
+    assert stored is not None
+    assert stored.k is k
+    assert stored.v is v
+    assert stored.scales is not None
+    assert stored.scales.tolist() == [[1, 2 if method.startswith("per_head") else 1], [3, 3]]
+
+
+def test_scales_of_channels_are_none_of_heads() -> None:
+    made = codec(k_quant_method="per_channel_symmetric", direct_cast=False)
+    k, v = made.encode(X, X)
+    assert made.decode(Attended(k, v, torch.zeros(1, 1))).stored is None
+
+
+def test_without_scales_blocks_stay_as_they_are() -> None:
+    made, blocks = codec(direct_cast=True), torch.zeros(1, 2, dtype=torch.int32)
+    k, v = made.encode(X, X)
+    given = Attended(k, v, torch.zeros(1, 1), Stored(k, v, blocks))
+    assert made.decode(given).stored == Stored(k, v, blocks)

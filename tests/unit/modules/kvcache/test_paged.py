@@ -58,6 +58,23 @@ def test_a_step_sees_its_blocks_in_order() -> None:
     assert attended.keys[0, 0, :, 0].tolist() == list(range(8))
 
 
+def test_what_a_step_sees_is_there_in_blocks_as_well() -> None:
+    state, attended = append(empty_cache(LAYOUT, 1), Phase.PREFILL, [[0, 1, 2, 3, 4]], [[4, 1, -1]])
+    assert attended.stored is None
+    state, attended = append(state, Phase.DECODE, [[5]], [[4, 1, -1]])
+    assert attended.stored is not None
+    assert attended.stored.k is state.k
+    assert attended.stored.v is state.v
+    assert attended.stored.blocks is not None
+    assert attended.stored.blocks.tolist() == [[4, 1]]
+    _, attended = append(state, Phase.DECODE, [[6]], [[4, -1, -1]], num_slots=12)
+    assert attended.stored is not None
+    assert attended.stored.blocks is not None
+    assert attended.stored.blocks.tolist() == [[4, BLOCKS, BLOCKS]]
+    _, attended = append(state, Phase.DECODE, [[6]], [[4, 1, -1]], num_slots=7)
+    assert attended.stored is None
+
+
 def test_only_the_slots_of_the_bucket_are_read() -> None:
     state, _ = append(empty_cache(LAYOUT, 1), Phase.PREFILL, [[0, 1, 2, 3, 4]], [[4, 1]])
     _, attended = append(state, Phase.DECODE, [[5]], [[4, 1]], num_slots=6)
