@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,29 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
+from nxdi.config import FusedSpecNeuronConfig, load_pretrained_config
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
-from nxdi.models.registry import class_for_architecture
-from tiny_models import drawn_wide
+from nxdi.models.llama.modeling_llama import LlamaInferenceConfig
+from nxdi.models.registry import class_for_architecture, class_for_folder
+from tiny_models import drawn_wide, loaded, make_config, save_tiny, tiny_hf_model
 
 DRAFT_VOCAB_SIZE = 61
+KINDS: dict[str, dict[str, Any]] = {"eagle": {}, "eagle3": {"is_eagle3": True}}
 
 
 class PlainHead(nn.Module):
     """A head with random weights for a target, as published: EAGLE, or EAGLE-3.
 
-    is_echo: its layers add nothing, so that it repeats what its target says if that does so, too.
+    enable_eagle_draft_input_norm: of EAGLE, with a norm before its attention.
     """
 
-    def __init__(self, target: LlamaForCausalLM, is_eagle3: bool = False, seed: int = 5) -> None:
+    def __init__(
+        self,
+        target: LlamaForCausalLM,
+        is_eagle3: bool = False,
+        enable_eagle_draft_input_norm: bool = False,
+        seed: int = 5,
+    ) -> None:
         super().__init__()
         self.target, self.config, self.is_eagle3 = (target,), target.config, is_eagle3
         size, vocab = target.config.hidden_size, target.config.vocab_size
@@ -45,7 +55,8 @@ class PlainHead(nn.Module):
             chosen = chosen[:DRAFT_VOCAB_SIZE].sort().values
             self.register_buffer("d2t", chosen - torch.arange(DRAFT_VOCAB_SIZE))
         else:
-            layer.input_layernorm = nn.Identity()
+            if not enable_eagle_draft_input_norm:
+                layer.input_layernorm = nn.Identity()
             self.layers = nn.ModuleList([layer])
         drawn_wide(self, seed)  # type: ignore[arg-type]  # it asks for parameters only
 
@@ -88,7 +99,7 @@ class PlainHead(nn.Module):
         embedded = self.target[0].model.embed_tokens(torch.tensor([ids]))
         if not self.is_eagle3:
             x = self.fc(torch.cat([embedded, torch.stack(features)[None]], dim=-1))
-            last = self._layer(self.layers[0], x, x)[0, -1]
+            last = self._layer(self.layers[0], self.layers[0].input_layernorm(x), x)[0, -1]
             return last, int(self.target[0].lm_head(last).argmax())
         joined = [
             given if own else self.fc(given) for given, own in zip(features, is_own, strict=True)
@@ -130,6 +141,58 @@ class PlainHead(nn.Module):
 def _first(output: Any) -> Tensor:
     found: Tensor = output[0] if isinstance(output, tuple) else output
     return found
+
+
+def save_agreeing(folder: Path, **options: Any) -> tuple[PlainHead, Path, Path]:
+    """A head whose proposals are kept now and then, its target's folder, and its own.
+
+    options: those of PlainHead.
+    """
+    model = tiny_hf_model("llama", seed=3, num_hidden_layers=5)
+    plain = PlainHead(model, **options)
+    with torch.no_grad():
+        if plain.is_eagle3:  # both mostly say one of three tokens
+            liked = torch.arange(8, 11)
+            plain.lm_head.weight[liked] *= 5
+            model.lm_head.weight[liked + plain.d2t[liked]] *= 5
+        else:  # both mostly say what follows from the last token alone
+            plain.fc.weight *= 0.03
+            plain.fc.bias *= 0.03
+            plain.fc.weight += torch.eye(*plain.fc.weight.shape)
+            for layer in (*model.model.layers, *plain.layers):
+                layer.self_attn.o_proj.weight *= 0.01
+                layer.mlp.down_proj.weight *= 0.01
+    folders = folder / "target", folder / "head"
+    for made in folders:
+        made.mkdir()
+    return plain, save_tiny(model, folders[0]), plain.save(folders[1])
+
+
+def make_fused_head(folder: Path, head_folder: Path, **options: Any) -> NeuronBaseForCausalLM:
+    """A target with the head of a folder in its graphs, as NxDI's scripts make it.
+
+    `draft_options` are the head's own.
+    """
+    own = {"speculation_length": 0, "enable_fused_speculation": False, "is_eagle_draft": True}
+    own |= options.pop("draft_options", {})
+    fused = {"enable_fused_speculation": True, "enable_eagle_speculation": True}
+    given = {"speculation_length": 4, "on_device_sampling_config": {}, **fused, **options}
+    config = make_config(folder, **given)
+    neuron_config = copy.deepcopy(config.neuron_config)
+    for name, value in own.items():
+        setattr(neuron_config, name, value)
+    attributes = load_pretrained_config(head_folder)
+    head_config = LlamaInferenceConfig(neuron_config, load_config=attributes)
+    target_cls = class_for_folder(folder)
+    config.fused_spec_config = FusedSpecNeuronConfig(
+        target_cls._model_cls, head_config, head_folder
+    )
+    return target_cls(folder, config)
+
+
+def load_fused_head(folder: Path, head_folder: Path, **options: Any) -> NeuronBaseForCausalLM:
+    """`make_fused_head`, compiled to `folder/fused` and loaded."""
+    return loaded(make_fused_head(folder, head_folder, **options), folder / "fused")
 
 
 def load_head(

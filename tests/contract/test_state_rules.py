@@ -30,6 +30,7 @@ from nxdi.parallel_layers.groups import SimulatedWorld, acting_as
 from nxdi.runtime.backends.cpu.pieces import Piece, example_arguments, plan_parts
 from nxdi.tools.lowering.lint import find_divergences
 from nxdi.types import Phase
+from tiny_eagle import KINDS, make_fused_head, save_agreeing
 from tiny_models import (
     COMPILED,
     FAMILIES,
@@ -89,7 +90,7 @@ def export_step(
 ) -> ExportedProgram:
     world = SimulatedWorld(app.neuron_config.tp_degree)
     with pytest.MonkeyPatch.context() as patch, acting_as(world, rank):
-        if part_index is None:
+        if part_index is None and not app.neuron_config.proposes_in_graph:
             patch.setattr(NeuronBaseModel, "composes", False)
         model: Any = app.build(phase)
         spec = app.plan.of(phase)[0]
@@ -283,6 +284,32 @@ def test_heads_that_propose_keep_every_rule(phase: Phase, folders: dict[str, Pat
     check_dtypes(program)
     expected = collectives_of_step("llama", LAYERS) + Counter(all_gather=2 * 2)
     assert collectives(program) == expected
+    assert find_divergences(program) == []
+
+
+@pytest.mark.parametrize(
+    ("phase", "own"),
+    [
+        (Phase.VERIFY, {"is_block_kv_layout": True, "pa_block_size": 4}),
+        pytest.param(
+            Phase.EXTEND,
+            {"is_block_kv_layout": True, "pa_block_size": 4},
+            marks=pytest.mark.slow,
+        ),
+        *(pytest.param(phase, {}, marks=pytest.mark.slow) for phase in Phase),
+    ],
+)
+def test_a_head_in_the_graph_keeps_every_rule(
+    phase: Phase, own: dict[str, Any], tmp_path: Path
+) -> None:
+    """Its cache, those of the target's five layers, and the features that are kept."""
+    options = {**SIZES, **KINDS["eagle3"], **own, "tp_degree": 2, "chunked_prefill_config": {}}
+    _, *pair = save_agreeing(tmp_path, **KINDS["eagle3"])
+    program = export_step(make_fused_head(*pair, **options), phase)
+    caches = {f"caches_{i}" for i in range(2 * (1 + 5) + 1)}
+    check_state(program, caches)
+    check_dtypes(program)
+    assert collectives(program)
     assert find_divergences(program) == []
 
 

@@ -24,6 +24,7 @@ from nxdi.models.llama.modeling_llama import NeuronLlamaForCausalLM
 from nxdi.runtime.store import open_artifact
 from nxdi.types import Phase
 from nxdi.utils.hf_adapter import HuggingFaceGenerationAdapter
+from tiny_eagle import KINDS, make_fused_head, save_agreeing
 from tiny_models import FAMILIES, VOCAB_SIZE, make_fused
 from tiny_models import loaded as compiled
 
@@ -152,6 +153,43 @@ def test_a_draft_model_in_the_graph(
         "context_encoding_model",
         *["fused_speculation_model"] * 2,
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "tp_degree", "draft_degree", "own"),
+    [
+        ("eagle3", 2, 1, {}),
+        ("eagle", 1, 1, {}),
+        ("eagle", 2, 2, {"is_block_kv_layout": True}),
+    ],
+)
+def test_a_head_in_the_graph(
+    kind: str,
+    tp_degree: int,
+    draft_degree: int,
+    own: dict[str, Any],
+    sdk: Double,
+    tmp_path: Path,
+) -> None:
+    """What the target alone says, in fewer steps."""
+    _, *pair = save_agreeing(tmp_path, **KINDS[kind])
+    device = {"backend": "neuron", "target": "trn2", "tp_degree": tp_degree, **TINY, **own}
+    head = {"draft_options": {"tp_degree": draft_degree}, "speculation_length": 3}
+    app = compiled(make_fused_head(*pair, **device, **KINDS[kind], **head), tmp_path / "fused")
+    assert generate(app).tolist() == generate(eager(pair[0])).tolist()
+    ran = [call["model_name"] for call in sdk.calls_of("NxDModel.forward")]
+    assert any(name.startswith("fused_speculation_model") for name in ran)
+
+
+@pytest.mark.slow
+def test_features_are_kept_in_the_dtype_of_the_device(sdk: Double, tmp_path: Path) -> None:
+    _, *pair = save_agreeing(tmp_path, **KINDS["eagle3"])
+    half = {"backend": "neuron", "target": "trn2", "torch_dtype": "bfloat16", **TINY}
+    app = compiled(make_fused_head(*pair, **half, **KINDS["eagle3"]), tmp_path / "fused")
+    assert {cache.dtype for cache in app.runner.executables[0].caches} == {torch.bfloat16}
+    plain = loaded(pair[0], tmp_path / "plain", torch_dtype="bfloat16")
+    assert generate(app).tolist() == generate(plain).tolist()
 
 
 def test_sampling_in_the_graph(sdk: Double, folders: Folders, tmp_path: Path) -> None:

@@ -117,13 +117,17 @@ def _validate_lengths(config: NeuronConfig) -> None:
 
 def _validate_fused(config: NeuronConfig) -> None:
     """Check what a graph that proposes tokens, and decides which of them are kept, needs."""
-    beside = ("enable_eagle_speculation", "is_eagle_draft", "is_medusa", "token_tree_config")
-    given = [name for name in beside if getattr(config, name)]
+    if config.is_eagle_draft:
+        raise ConfigError(
+            "enable_fused_speculation=True is for a target, and is_eagle_draft=True for the head "
+            "in its graphs: give the target enable_eagle_speculation=True"
+        )
+    given = [name for name in ("is_medusa", "token_tree_config") if getattr(config, name)]
     if given:
         raise ConfigError(
-            f"enable_fused_speculation=True is for a draft model in the graph, and {given[0]} for "
-            "proposals from beside it: leave enable_fused_speculation out; an EAGLE head is a "
-            "model of its own, given to generate() as assistant_model"
+            "enable_fused_speculation=True proposes a chain of tokens within the graph, and "
+            f"{given[0]} is for proposals from beside it: leave enable_fused_speculation out; "
+            "trees are grown by an EAGLE head that is given to generate() as assistant_model"
         )
     if config.speculation_length < 2:
         raise ConfigError(
@@ -144,10 +148,13 @@ def _validate_heads(config: NeuronConfig) -> None:
             "is_eagle3=True is for a target with enable_eagle_speculation=True or a head with "
             "is_eagle_draft=True; set one of them"
         )
-    if config.enable_eagle_draft_input_norm and (config.is_eagle3 or not config.is_eagle_draft):
+    has_head = config.is_eagle_draft or (
+        config.enable_eagle_speculation and config.proposes_in_graph
+    )
+    if config.enable_eagle_draft_input_norm and (config.is_eagle3 or not has_head):
         raise ConfigError(
             "enable_eagle_draft_input_norm=True is for heads of EAGLE v1: is_eagle_draft=True "
-            "without is_eagle3"
+            "without is_eagle3, or enable_fused_speculation with enable_eagle_speculation"
         )
 
 

@@ -25,6 +25,9 @@ from nxdi.types import Phase
 
 # The output that has activations of every token, where others have a result per row.
 FEATURES = "features"
+# Of a draft head's input of that name: which tokens have features of the head's own, of its hidden
+# size, where others have the target's.
+IS_OWN = "is_own"
 FUSED_TAG = "fused_speculation_model"
 
 
@@ -216,7 +219,9 @@ def _inputs(config: NeuronConfig, phase: Phase) -> tuple[InputSpec, ...]:
 
 
 def _outputs(config: NeuronConfig) -> tuple[str, ...]:
-    features = (FEATURES,) if config.returns_features else ()
+    # A head in the graph takes them there.
+    is_read = config.returns_features and not config.proposes_in_graph
+    features = (FEATURES,) if is_read else ()
     candidates = ("candidates",) if config.is_medusa else ()
     if config.on_device_sampling_config is None:
         return ("logits", *candidates, *features)

@@ -16,11 +16,12 @@ from nxdi.errors import ConfigError
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.models.folder_options import with_folder_options
 from nxdi.models.fused import SHARED
+from nxdi.models.head_fit import head_name
 from nxdi.models.registry import class_for_folder
 from nxdi.runtime.artifact import Artifact
 from nxdi.runtime.store import MANIFEST, weights_fingerprint
 
-_ALSO_THE_DRAFTS = ("torch_dtype", "tp_degree")
+_ALSO_THE_DRAFTS = ("torch_dtype", "tp_degree", "is_eagle3", "enable_eagle_draft_input_norm")
 
 
 class AutoModelForCausalLM:
@@ -60,9 +61,10 @@ class AutoModelForCausalLM:
         after everything that decides them, so that any change leads to another folder.
         target_model_path: of an EAGLE head, which `is_eagle_draft` makes of a folder: the folder of
         its target, for the embeddings and the lm_head that its own may lack.
-        draft_model_path: the folder of the draft model of enable_fused_speculation. It has the
-        weights' dtype and tp_degree that `options` name for the target, and is quantized if its
-        folder is; for others give the model's config a FusedSpecNeuronConfig.
+        draft_model_path: the folder of the draft model of enable_fused_speculation, with
+        enable_eagle_speculation of an EAGLE head. It has the weights' dtype and tp_degree that
+        `options` name for the target, and is quantized if its folder is; for others give the
+        model's config a FusedSpecNeuronConfig.
         draft_model_tp_degree: 1, for every rank to run all of the draft model.
         options: keywords of NeuronConfig.
         Raises: ArtifactError if `artifact_dir` holds graphs made for something else.
@@ -109,7 +111,7 @@ def make_model(
     `AutoModelForCausalLM.from_pretrained`.
     """
     if options.get("is_eagle_draft"):
-        architecture = "eagle3" if options.get("is_eagle3") else "eagle"
+        architecture = head_name(bool(options.get("is_eagle3")))
     model_cls = AutoModelForCausalLM.class_for(folder, architecture)
     options = with_folder_options(model_cls, folder, options)
     config_cls = model_cls.get_config_cls()
@@ -132,8 +134,11 @@ def _fused(
     target_cls: type[NeuronBaseForCausalLM], folder: Path, options: Mapping[str, Any]
 ) -> FusedSpecNeuronConfig:
     """The draft model in `folder` for a target with `options`."""
-    draft_cls = AutoModelForCausalLM.class_for(folder)
     own = {name: options[name] for name in (*SHARED, *_ALSO_THE_DRAFTS) if name in options}
+    is_head = bool(options.get("enable_eagle_speculation"))
+    head = head_name(bool(options.get("is_eagle3"))) if is_head else None
+    draft_cls = AutoModelForCausalLM.class_for(folder, head)
+    own["is_eagle_draft"] = is_head
     own = with_folder_options(draft_cls, folder, own)
     config_cls = draft_cls.get_config_cls()
     config = config_cls.from_pretrained(folder, config_cls.get_neuron_config_cls()(**own))

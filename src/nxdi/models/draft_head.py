@@ -15,6 +15,7 @@ from nxdi.errors import ConfigError, WeightError
 from nxdi.graph.inputs import BATCH, TOKENS, InputSpec
 from nxdi.graph.plan import FEATURES
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
+from nxdi.models.head_fit import head_name
 from nxdi.models.llama.modeling_llama import LlamaInferenceConfig
 from nxdi.runtime.checkpoint import find_checkpoint, read_checkpoint
 from nxdi.runtime.prequantized.source import WeightsSource
@@ -29,7 +30,7 @@ class DraftHeadInferenceConfig(LlamaInferenceConfig):
 
     def add_derived_config(self) -> None:
         super().add_derived_config()
-        self.architectures = ["eagle3" if self.neuron_config.is_eagle3 else "eagle"]
+        self.architectures = [head_name(self.neuron_config.is_eagle3)]
         if self.neuron_config.sequence_parallel_enabled:
             raise ConfigError(
                 "sequence_parallel_enabled=True splits tokens that an EAGLE head takes whole; "

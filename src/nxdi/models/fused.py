@@ -10,9 +10,13 @@ from torch import Tensor, nn
 
 from nxdi.config import FusedSpecNeuronConfig, InferenceConfig, NeuronConfig
 from nxdi.config.keywords import changed_fields
+from nxdi.config.speculation import RANKS
 from nxdi.errors import ConfigError, WeightError
+from nxdi.models.head_fit import make_head
 from nxdi.models.vocabulary import check_same_tokens
 from nxdi.modules.speculation.fused import fuse
+from nxdi.modules.speculation.fused_head import fuse_head
+from nxdi.modules.speculation.last_features import make_last_features
 from nxdi.parallel_layers.layers import RankShard
 from nxdi.parallel_layers.sharding import SameOnEveryRank, set_shard, shard_of
 from nxdi.runtime.weights import model_tensors
@@ -30,10 +34,8 @@ SHARED = (
     *("context_encoding_buckets", "token_generation_buckets", "token_generation_batches"),
     *("prefix_buckets", "windowed_context_encoding_size", "is_block_kv_layout", "pa_block_size"),
     *("pa_num_blocks", "is_prefix_caching", "chunked_prefill_config"),
-    *("on_device_sampling_config", "speculation_length"),
+    *("on_device_sampling_config", "speculation_length", "token_tree_config"),
 )
-# As many ranks as the target has are the same ranks.
-_RANKS = ("world_size", "start_rank_id", "local_ranks_size")
 
 
 class GraphModels(Protocol):
@@ -83,7 +85,10 @@ class TwoModels:
         target: Any = self._target.build(phase)
         if self._is_whole:
             _hold_whole(draft)
-        return fuse(draft, target, phase, self._degree).eval()
+        return self._fused(draft, target, phase).eval()
+
+    def _fused(self, draft: Any, target: Any, phase: Phase) -> nn.Module:
+        return fuse(draft, target, phase, self._degree)
 
     def checked_weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         _, target = self._target.checked_weights()
@@ -100,6 +105,14 @@ class TwoModels:
 
     def classes(self) -> list[type]:
         return [*self._target.classes(), *self._draft.classes()]
+
+
+class TargetAndHead(TwoModels):
+    """A target, and a draft head that reads its features."""
+
+    def _fused(self, draft: Any, target: Any, phase: Phase) -> nn.Module:
+        last = make_last_features(target.neuron_config, draft.config.feature_size)
+        return fuse_head(draft, target, phase, self._degree, last)
 
 
 def choose_models(app: NeuronApplicationBase) -> GraphModels:
@@ -119,7 +132,8 @@ def choose_models(app: NeuronApplicationBase) -> GraphModels:
         raise ConfigError("fused_spec_config is given; set enable_fused_speculation=True as well")
     if not isinstance(fused, FusedSpecNeuronConfig):
         raise ConfigError(f"fused_spec_config={fused!r} must be a FusedSpecNeuronConfig")
-    return TwoModels(app, _make_draft(app, fused))
+    kind = TargetAndHead if app.neuron_config.enable_eagle_speculation else TwoModels
+    return kind(app, _make_draft(app, fused))
 
 
 def _make_draft(app: NeuronApplicationBase, fused: FusedSpecNeuronConfig) -> NeuronApplicationBase:
@@ -136,9 +150,17 @@ def _make_draft(app: NeuronApplicationBase, fused: FusedSpecNeuronConfig) -> Neu
             f"{fused.draft_model_cls!r}; these are {model_cls.__name__}, the target's, and a class "
             f"like {type(app).__name__}, or None for the target's own"
         )
+    reads, is_head = app.neuron_config.enable_eagle_speculation, config.neuron_config.is_eagle_draft
+    if reads != is_head:
+        raise ConfigError(
+            f"the target has enable_eagle_speculation={reads}, its draft model is_eagle_draft="
+            f"{is_head}; set both for an EAGLE head, each in its own NeuronConfig, or neither"
+        )
     config = copy.copy(config)
     config.neuron_config = draft_options(config.neuron_config, app.neuron_config)
-    draft: NeuronApplicationBase = draft_cls(path, config)
+    draft: NeuronApplicationBase = (
+        make_head(fused.draft_model_cls, path, config, app) if is_head else draft_cls(path, config)
+    )
     check_same_tokens(app, draft)
     return draft
 
@@ -161,9 +183,12 @@ def draft_options(draft: NeuronConfig, target: NeuronConfig) -> NeuronConfig:
                 "graph: leave it out of the draft model's NeuronConfig"
             )
     options = copy.copy(draft)
-    for name in (*SHARED, *(_RANKS if draft.tp_degree == target.tp_degree else ())):
+    # As many ranks as the target has are the same ranks.
+    for name in (*SHARED, *(RANKS if draft.tp_degree == target.tp_degree else ())):
         setattr(options, name, getattr(target, name))
     options.enable_fused_speculation = options.output_logits = options.async_mode = False
+    options.enable_eagle_speculation = False
+    options.enable_eagle_draft_input_norm |= target.enable_eagle_draft_input_norm
     options.kv_cache_memory_bytes = None  # the target's pays for both, and decides pa_num_blocks
     return options
 

@@ -57,6 +57,20 @@ def test_it_comes_back_from_json() -> None:
     assert fused.draft_config.hidden_size == 32
 
 
+def test_its_ranks_follow_from_a_degree_that_was_changed() -> None:
+    """As NxDI's scripts do with a copy of the target's options."""
+    config = make()
+    draft = config.fused_spec_config
+    assert draft is not None
+    assert draft.draft_config is not None
+    draft.draft_config.neuron_config = NeuronConfig(tp_degree=4)
+    draft.draft_config.neuron_config.tp_degree = 1
+    again = Plain.from_json_string(config.to_json_string()).fused_spec_config
+    assert again is not None
+    assert again.draft_config is not None
+    assert again.draft_config.neuron_config.world_size == 1
+
+
 def test_a_draft_of_another_class_has_its_config_class() -> None:
     config = make(NeuronLlamaForCausalLM)
     data = json.loads(config.to_json_string())

@@ -15,10 +15,10 @@ from nxdi.generation.speculation.cache_rows import CacheRows
 from nxdi.generation.speculation.compatible import check_compatible
 from nxdi.generation.speculation.eagle_drafts import ChainDraft, Draft, Followed, Pairs, TreeDraft
 from nxdi.generation.speculation.proposals import Proposal, Rule, Seen, Wanted
-from nxdi.graph.plan import FEATURES
+from nxdi.graph.plan import FEATURES, IS_OWN
 from nxdi.models.causal_lm import CausalLMOutput, NeuronBaseForCausalLM
 from nxdi.models.draft_head import NeuronDraftHead
-from nxdi.models.eagle3.modeling_eagle3 import IS_OWN
+from nxdi.models.head_fit import check_reads
 from nxdi.types import Phase
 
 
@@ -133,21 +133,8 @@ def _waiting(draft: Draft, most: int) -> Pairs:
 def check_head(target: NeuronBaseForCausalLM, head: NeuronBaseForCausalLM) -> None:
     """Raises: ConfigError naming what keeps a head from reading this target."""
     check_compatible(target, head)
+    check_reads(head, target)
     config, own = target.neuron_config, head.neuron_config
-    if not config.enable_eagle_speculation or config.is_eagle3 != own.is_eagle3:
-        raise ConfigError(
-            f"the head has is_eagle3={own.is_eagle3}, the target enable_eagle_speculation="
-            f"{config.enable_eagle_speculation} and is_eagle3={config.is_eagle3}, so it does not "
-            "return what the head reads; compile the target with enable_eagle_speculation=True and "
-            "the head's is_eagle3"
-        )
-    num_layers = 3 if own.is_eagle3 else 1
-    sizes = head.config.feature_size, num_layers * target.config.hidden_size
-    if sizes[0] != sizes[1]:
-        raise ConfigError(
-            f"the head reads {sizes[0]} features of a token, the target returns {sizes[1]}; take a "
-            "head that was trained for this target"
-        )
     if own.speculation_length < 2:
         raise ConfigError(
             f"the head has speculation_length={own.speculation_length}, so it cannot take several "

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nxdi.config import InferenceConfig
 from nxdi.graph.inputs import BATCH, TOKENS, InputSpec
-from nxdi.graph.plan import FEATURES
+from nxdi.graph.plan import FEATURES, IS_OWN
 from nxdi.models.decoder import Decoder
 from nxdi.models.draft_head import EMBEDDING, NeuronDraftHead
 from nxdi.models.llama.modeling_llama import NeuronLlamaAttention
@@ -23,9 +23,6 @@ from nxdi.modules.embeddings import embedding
 from nxdi.modules.mlp import GatedMLP
 from nxdi.modules.norm import hidden_norm
 from nxdi.parallel_layers.layers import ColumnParallelLinear
-
-# Which tokens have features of the head's own, of the hidden size, where others have the target's.
-IS_OWN = "is_own"
 
 
 class Eagle3Layer(PreNormDecoderLayer):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nxdi.graph.plan import GraphSpec
-from nxdi.modules.speculation.acceptance import NO_TOKEN, accept_matching
+from nxdi.modules.speculation.acceptance import NO_TOKEN, Accepted, accept_matching
 from nxdi.parallel_layers.parallel_state import tensor_parallel
 from nxdi.types import Phase
 
@@ -86,10 +86,8 @@ class ProposeAndVerify(DraftAndTarget):
         draft, target = caches[: self._num_draft_caches], caches[self._num_draft_caches :]
         tokens, draft = self.propose(spec, inputs, draft)
         outputs, target = self.target_model.step(spec, {**inputs, "input_ids": tokens}, target)
-        has_room = inputs["position_ids"][:, 1:] >= 0
-        proposed = torch.where(has_room, tokens[:, 1:], NO_TOKEN)
-        kept = accept_matching(proposed, outputs["tokens"]).tokens
-        return {**outputs, "tokens": kept}, [*draft, *target]
+        kept = accept(tokens, outputs["tokens"], inputs["position_ids"])
+        return {**outputs, "tokens": kept.tokens}, [*draft, *target]
 
     def propose(
         self, spec: GraphSpec, inputs: Mapping[str, Tensor], caches: Sequence[Tensor]
@@ -99,20 +97,35 @@ class ProposeAndVerify(DraftAndTarget):
         It samples with the random numbers that the target has for the same places. What it would
         choose after the last proposal is dropped; its cache holds all K.
         """
-        alone = replace(spec, phase=Phase.DECODE, length=spec.num_slots, context=0, proposes=False)
         token, tokens = inputs["input_ids"][:, :1], []
         for place in range(spec.length):
             tokens.append(token)
-            of_place = {
-                **inputs,
-                "input_ids": token,
-                "position_ids": inputs["position_ids"][:, place : place + 1],
-            }
-            if "uniform" in inputs:
-                of_place["uniform"] = inputs["uniform"][:, place]
-            outputs, caches = self.draft_step(alone, of_place, caches)
+            of_place = {**at_place(inputs, place), "input_ids": token}
+            outputs, caches = self.draft_step(decoding(spec), of_place, caches)
             token = outputs["tokens"].unsqueeze(1)
         return torch.cat(tokens, dim=1), list(caches)
+
+
+def decoding(spec: GraphSpec) -> GraphSpec:
+    """The steps of a draft model that proposes within graph `spec`: a token per row each."""
+    return replace(spec, phase=Phase.DECODE, length=spec.num_slots, context=0, proposes=False)
+
+
+def at_place(inputs: Mapping[str, Tensor], place: int) -> dict[str, Tensor]:
+    """The inputs of such a step for the tokens in one column, but for their ids."""
+    of_place = {**inputs, "position_ids": inputs["position_ids"][:, place : place + 1]}
+    if "uniform" in inputs:
+        of_place["uniform"] = inputs["uniform"][:, place]
+    return of_place
+
+
+def accept(tokens: Tensor, chosen: Tensor, position_ids: Tensor) -> Accepted:
+    """What is kept of `tokens`, each row's last one and those proposed where it has room.
+
+    Shapes: all int32 [B, K]; chosen: what the target chooses after each.
+    """
+    proposed = torch.where(position_ids[:, 1:] >= 0, tokens[:, 1:], NO_TOKEN)
+    return accept_matching(proposed, chosen)
 
 
 def fuse(draft: StepModel, target: StepModel, phase: Phase, draft_degree: int) -> DraftAndTarget:

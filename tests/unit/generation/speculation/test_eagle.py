@@ -15,7 +15,7 @@ from nxdi.generation import ContinuousBatcher, RequestOptions
 from nxdi.generation.speculation import EagleHead
 from nxdi.generation.speculation.proposals import Proposal, Rule, Wanted
 from nxdi.utils.hf_adapter import HuggingFaceGenerationAdapter as Adapter
-from tiny_eagle import PlainHead, load_head
+from tiny_eagle import KINDS, PlainHead, load_head
 from tiny_models import VOCAB_SIZE, load_app, save_tiny, tiny_hf_model
 
 LENGTHS: dict[str, Any] = {
@@ -25,10 +25,6 @@ LENGTHS: dict[str, Any] = {
     "speculation_length": 4,
 }
 UNKNOWN = -1
-KINDS: dict[str, dict[str, Any]] = {
-    "eagle": {},
-    "eagle3": {"is_eagle3": True},
-}
 
 
 TARGETS_ONLY = (
