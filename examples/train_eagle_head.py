@@ -140,10 +140,9 @@ class Head(nn.Module):
 
 def _scale(linear: nn.Linear, inputs: Tensor, outputs: Tensor, gain: float) -> None:
     """Begin with random weights; outputs are about `gain` of their units."""
+    with torch.no_grad():
+        nn.init.normal_(linear.weight, std=gain / math.sqrt(linear.in_features))
     parametrize.register_parametrization(linear, "weight", Scaled(inputs, outputs), unsafe=True)
-    nn.init.normal_(
-        linear.parametrizations.weight.original, std=gain / math.sqrt(linear.in_features)
-    )
 
 
 def prompts(tokenizer: Any, topics: Sequence[str]) -> list[list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ class PlainHead(nn.Module):
     """A head with random weights for a target, as published: EAGLE, or EAGLE-3.
 
     enable_eagle_draft_input_norm: of EAGLE, with a norm before its attention.
+    num_tokens: that a head of EAGLE-3 knows, of all those of its target.
     """
 
     def __init__(
@@ -35,8 +37,10 @@ class PlainHead(nn.Module):
         is_eagle3: bool = False,
         enable_eagle_draft_input_norm: bool = False,
         seed: int = 5,
+        num_tokens: int = DRAFT_VOCAB_SIZE,
     ) -> None:
         super().__init__()
+        self.num_tokens = num_tokens
         self.target, self.config, self.is_eagle3 = (target,), target.config, is_eagle3
         size, vocab = target.config.hidden_size, target.config.vocab_size
         layer = LlamaDecoderLayer(target.config, 0)
@@ -50,10 +54,10 @@ class PlainHead(nn.Module):
             layer.hidden_norm = nn.RMSNorm(size, target.config.rms_norm_eps)
             self.midlayer = layer
             self.norm = nn.RMSNorm(size, target.config.rms_norm_eps)
-            self.lm_head = nn.Linear(size, DRAFT_VOCAB_SIZE, bias=False)
+            self.lm_head = nn.Linear(size, num_tokens, bias=False)
             chosen = torch.randperm(vocab, generator=torch.Generator().manual_seed(seed))
-            chosen = chosen[:DRAFT_VOCAB_SIZE].sort().values
-            self.register_buffer("d2t", chosen - torch.arange(DRAFT_VOCAB_SIZE))
+            chosen = chosen[:num_tokens].sort().values
+            self.register_buffer("d2t", chosen - torch.arange(num_tokens))
         else:
             if not enable_eagle_draft_input_norm:
                 layer.input_layernorm = nn.Identity()
@@ -96,20 +100,54 @@ class PlainHead(nn.Module):
         self, ids: list[int], features: list[Tensor], is_own: list[bool]
     ) -> tuple[Tensor, int]:
         """The head's features after the last pair, and the token it chooses."""
+        last = self._outputs(ids, features, is_own)[-1]
+        if not self.is_eagle3:
+            return last, int(self.target[0].lm_head(last).argmax())
+        token = int(self.lm_head(self.norm(last)).argmax())
+        return last, token + int(self.d2t[token])
+
+    def _outputs(self, ids: list[int], features: list[Tensor], is_own: list[bool]) -> Tensor:
+        """The head's features after each pair [n, hidden_size]."""
         embedded = self.target[0].model.embed_tokens(torch.tensor([ids]))
         if not self.is_eagle3:
             x = self.fc(torch.cat([embedded, torch.stack(features)[None]], dim=-1))
-            last = self._layer(self.layers[0], self.layers[0].input_layernorm(x), x)[0, -1]
-            return last, int(self.target[0].lm_head(last).argmax())
+            return self._layer(self.layers[0], self.layers[0].input_layernorm(x), x)[0]
         joined = [
             given if own else self.fc(given) for given, own in zip(features, is_own, strict=True)
         ]
         hidden = torch.stack(joined)[None]
         layer = self.midlayer
         seen = torch.cat([layer.input_layernorm(embedded), layer.hidden_norm(hidden)], dim=-1)
-        last = self._layer(layer, seen, hidden)[0, -1]
-        token = int(self.lm_head(self.norm(last)).argmax())
-        return last, token + int(self.d2t[token])
+        return self._layer(layer, seen, hidden)[0]
+
+    @torch.no_grad()
+    def fit(self, sequences: Sequence[list[int]]) -> PlainHead:
+        """Be right now and then after some sequences, by least squares."""
+        (self._fit_lm_head if self.is_eagle3 else self._fit_features)(sequences)
+        return self
+
+    def _fit_lm_head(self, sequences: Sequence[list[int]]) -> None:
+        known = torch.arange(self.num_tokens) + self.d2t
+        outputs, right = [], []
+        for tokens in sequences:
+            features = list(self.features(tokens[:-2]))
+            is_own = [False] * len(features)
+            outputs.append(self.norm(self._outputs(tokens[1:-1], features, is_own)))
+            right.append(torch.tensor(tokens[2:]).unsqueeze(1) == known)
+        self.lm_head.weight.copy_(_least_squares(outputs, right))
+
+    def _fit_features(self, sequences: Sequence[list[int]]) -> None:
+        """The layer only whispers, so that the target's next features follow from the last ones."""
+        layer, given, wanted = self.layers[0], [], []
+        for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            projection.weight.mul_(0.1)
+        for tokens in sequences:
+            features = self.features(tokens)
+            embedded = self.target[0].model.embed_tokens(torch.tensor(tokens[1:]))
+            given.append(torch.cat([embedded, features[:-1]], dim=-1))
+            wanted.append(features[1:])
+        self.fc.weight.copy_(_least_squares(given, wanted))
+        self.fc.bias.zero_()
 
     def _layer(self, layer: Any, seen: Tensor, residual: Tensor) -> Tensor:
         num = seen.shape[1]
@@ -132,10 +170,16 @@ class PlainHead(nn.Module):
             {name: tensor.detach().clone() for name, tensor in state.items()},
             folder / "model.safetensors",
         )
-        own = {"num_hidden_layers": 1, "draft_vocab_size": DRAFT_VOCAB_SIZE}
+        own = {"num_hidden_layers": 1, "draft_vocab_size": self.num_tokens}
         config = {**self.config.to_dict(), **own, "architectures": ["LlamaForCausalLM"]}
         (folder / "config.json").write_text(json.dumps(config))
         return folder
+
+
+def _least_squares(given: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    """The weight [W, G] that makes `wanted` [n, W] of `given` [n, G]."""
+    found: Tensor = torch.linalg.lstsq(torch.cat([*given]), torch.cat([*wanted]).float()).solution
+    return found.T
 
 
 def _first(output: Any) -> Tensor:

@@ -29,8 +29,10 @@ def heads_options(tree: str) -> dict[str, object]:
 
 
 @torch.no_grad()
-def fitted_heads(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    """Three heads as published: `{head}.{layer}...`.
+def fitted_heads(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], num_heads: int = 3
+) -> dict[str, Tensor]:
+    """Heads as published: `{head}.{layer}...`.
 
     Least squares finds the token that follows, and makes it the second choice at every third place:
     so the right path leaves the first chain now and then.
@@ -40,7 +42,7 @@ def fitted_heads(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> 
     for tokens in sequences:
         out = model.model(torch.tensor([tokens])).last_hidden_state[0]
         hidden.append(out)
-    for head in range(3):
+    for head in range(num_heads):
         ahead = head + 2
         x = torch.cat([of_one[:-ahead] for of_one in hidden])
         right = torch.cat([torch.tensor(tokens[ahead:]) for tokens in sequences])

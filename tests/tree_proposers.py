@@ -83,6 +83,19 @@ class Knowing:
         return next(answer[size:] for answer in self.answers if answer[:size] == list(tokens))
 
 
+class InLine(Knowing):
+    """Proposes tokens that follow each other: all right, all wrong, or none."""
+
+    KINDS = ("right", "wrong", "none")
+
+    def _tree(self, row: Wanted) -> Proposal:
+        right = self._right(row.sequence.tokens)[: row.most]
+        if self.kind == "none":
+            return Proposal()
+        off = 0 if self.kind == "right" else 1
+        return Proposal([(token + off) % self.vocab_size for token in right])
+
+
 def requests(seed: int, number: int) -> list[tuple[list[int], RequestOptions]]:
     """Prompts that begin alike, half of them sampled; some go on up to the end of the cache."""
     draw = random.Random(seed)

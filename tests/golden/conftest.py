@@ -8,6 +8,7 @@ import pytest
 
 from golden.parity import Reference, make_reference
 from golden.table import BY_NAME
+from speculation_modes import Folders, save_folders
 
 # Around the prefill buckets 16, 32 and 64.
 LENGTHS = (1, 15, 16, 17, 31, 32, 33, 63, 64)
@@ -24,3 +25,9 @@ def reference_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Re
         return made[name]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def mode_folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """Of all ways to speculate."""
+    return save_folders(tmp_path_factory.mktemp("modes"))

@@ -70,12 +70,21 @@ class EagleHead:
         longest = self.draft.neuron_config.longest_prompt
         if not followed.held and len(followed.tokens) > longest:
             followed.keep_last(longest)
-        room = self._longest - len(followed.tokens) + 1
+        room = self._room(len(followed.tokens))
         if min(row.most, room) < 1:
             return None
         if self._shape is None:
             return ChainDraft(row, followed, min(row.most, room))
         return TreeDraft(row, followed, room, self._shape)
+
+    def _room(self, num_pairs: int) -> int:
+        """How many pairs it can compute from the last of so many on, which it holds.
+
+        LongRoPE's switch is not passed, nor the pair there computed again.
+        """
+        switch = self.draft.prefill_again_at
+        stop = self._longest if switch is None or num_pairs > switch + 1 else switch
+        return max(stop - num_pairs + 1, 0)
 
     def _catch_up(self, drafts: Sequence[Draft], rule: Rule) -> None:
         """Compute the pairs that wait; each draft then sees what may come first."""

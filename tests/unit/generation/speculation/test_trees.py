@@ -13,7 +13,7 @@ from nxdi.generation import ContinuousBatcher
 from nxdi.generation.speculation.proposals import Proposal
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from tiny_models import VOCAB_SIZE, load_app, save_tiny, tiny_hf_model
-from tree_proposers import KINDS, Knowing, requests, run
+from tree_proposers import KINDS, InLine, Knowing, requests, run
 
 # Which tree is proposed is up to who proposes; the option only says that there are trees.
 TREES: dict[str, Any] = {"speculation_length": 7, "token_tree_config": {"0": [1, 2]}}
@@ -70,6 +70,27 @@ def test_tokens_are_those_of_plain_decoding(name: str, of_family: dict[str, Path
         per_step[kind] = batcher.speculation.counts.tokens_per_step
     assert per_step["first"] > 5 > per_step["off"] > per_step["anywhere"] > 1.5
     assert per_step["wrong"] == 1
+
+
+@pytest.mark.parametrize("own", [{}, TREES], ids=["chains", "trees"])
+def test_steps_that_keep_all_or_nothing(own: dict[str, Any], folders: Any) -> None:
+    """Of a graph for chains as of one for trees; and steps in which nothing is proposed."""
+    model = folders.app(**own)
+    asked = requests(1, 7)
+    plain = run(ContinuousBatcher(model), asked)
+    answers = [[*prompt, *tokens] for (prompt, _), tokens in zip(asked, plain, strict=True)]
+    found = {}
+    for kind in InLine.KINDS:
+        batcher = ContinuousBatcher(model, proposer=InLine(answers, kind, VOCAB_SIZE))
+        assert run(batcher, asked) == plain
+        assert batcher.speculation is not None
+        found[kind] = batcher.speculation.counts
+    assert found["right"].acceptance == 1
+    assert found["right"].tokens_per_step > 3
+    assert found["wrong"].proposed[0] > 50
+    assert found["wrong"].kept.total() == 0
+    assert found["none"].proposed.total() == 0
+    assert found["wrong"].num_steps == found["none"].num_steps == found["none"].num_tokens
 
 
 @pytest.mark.parametrize("samples", [False, True])
