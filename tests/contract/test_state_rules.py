@@ -438,11 +438,9 @@ def places_written(
 @pytest.mark.parametrize(
     ("family", "backend"),
     [
-        # One family is compiled by default, the others take half a minute each.
-        pytest.param(
-            family, backend, marks=pytest.mark.slow if (backend, i > 0) == ("cpu", True) else ()
-        )
-        for i, family in enumerate(MODELS)
+        # Compiling takes half a minute each.
+        pytest.param(family, backend, marks=pytest.mark.slow if backend == "cpu" else ())
+        for family in MODELS
         for backend in ("eager", "cpu")
     ],
 )

@@ -93,18 +93,14 @@ def test_pieces_end_anywhere_in_a_chunk(
 
 
 COMPILED_CASES = [
-    ("llama", "paged", 1),
-    *(
-        pytest.param(*case, marks=pytest.mark.slow)
-        for case in (
-            *(("llama4", "paged", 2), ("llama4", "pieces-16", 1), ("mistral", "pieces-16", 2)),
-            *(("llama4", "paged-pieces-16", 1), ("gemma3", "paged-pieces-16", 1)),
-            ("deepseek", "paged-pieces-16", 1),
-        )
-    ),
+    *(("llama", "paged", 1), ("llama4", "paged", 2)),
+    *(("llama4", "pieces-16", 1), ("mistral", "pieces-16", 2)),
+    *(("llama4", "paged-pieces-16", 1), ("gemma3", "paged-pieces-16", 1)),
+    ("deepseek", "paged-pieces-16", 1),
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "caches", "tp_degree"), COMPILED_CASES)
 @pytest.mark.usefixtures("two_threads")
 def test_compiled(name: str, caches: str, tp_degree: int, reference_of: Get) -> None:

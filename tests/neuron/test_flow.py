@@ -333,7 +333,10 @@ def test_what_an_artefact_says(sdk: Double, folders: Folders, tmp_path: Path) ->
     )
     assert manifest.compiler_version == f"neuronx-cc {VERSIONS['neuronx-cc']}"
     assert manifest.backend == "neuron"
-    assert [kernel["chosen"] for kernel in manifest.kernels] == ["explicit", "operators"]
+    assert {kernel["op"]: kernel["chosen"] for kernel in manifest.kernels} == {
+        "attend": "explicit",
+        **dict.fromkeys(("attention_output", "gated_mlp", "qkv", "rms_norm"), "operators"),
+    }
     index = json.loads((tmp_path / "artifact" / "graphs.json").read_text())
     assert index.keys() == {graph.name for graph in app.plan.graphs}
     for name, graph in index.items():

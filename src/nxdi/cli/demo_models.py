@@ -119,6 +119,11 @@ def _check_draft(args: argparse.Namespace, keywords: dict[str, Any]) -> None:
     _check_kind(args, keywords)
     if not keywords.get("enable_fused_speculation"):
         _check_beside(args)
+    elif args.compiled_draft_model_path is not None:
+        raise ConfigError(
+            f"--compiled-draft-model-path {args.compiled_draft_model_path} would stay empty: with "
+            "--enable-fused-speculation the draft model is in the target's graphs; leave it out"
+        )
 
 
 def _check_kind(args: argparse.Namespace, keywords: dict[str, Any]) -> None:

@@ -58,7 +58,7 @@ def no_op_options(config: NeuronConfig) -> list[tuple[str, Any, str]]:
 
 
 def kernel_options(config: NeuronConfig) -> dict[str, bool]:
-    """The options about kernels of a Neuron device that were given, with their values."""
+    """The options that decide about kernels of a Neuron device; None decides nothing."""
     values = {name: getattr(config, name) for name in _KERNELS.split()}
     return {name: value for name, value in values.items() if value is not None}
 

@@ -244,6 +244,10 @@ def test_refusals_come_before_compiling(
         ("--speculation-length 1 --compiled-draft-model-path DRAFT", "make it 2 or more (5, say)"),
         ("--speculation-length 3 --enable-fused-speculation", "set on_device_sampling_config"),
         (
+            "--speculation-length 3 --enable-fused-speculation --compiled-draft-model-path DRAFT",
+            "the draft model is in the target's graphs; leave it out",
+        ),
+        (
             "--speculation-length 3 --enable-fused-speculation --on-device-sampling "
             "--draft-model-tp-degree 2",
             "tp_degree",

@@ -49,10 +49,12 @@ def test_a_consequence_of_an_option_is_not_listed_again() -> None:
     assert listed == {"logical_nc_config"}
 
 
-def test_options_about_kernels_are_those_that_were_given() -> None:
-    assert kernel_options(NeuronConfig()) == {}
+def test_options_about_kernels_are_those_that_decide() -> None:
+    forbidden = kernel_options(NeuronConfig())
+    assert set(forbidden.values()) == {False}
+    assert {"mlp_kernel_enabled", "qkv_kernel_enabled", "out_proj_kernel_enabled"} < set(forbidden)
     given = {"attn_kernel_enabled": True, "attn_tkg_nki_kernel_enabled": False}
     config = NeuronConfig(**given)
-    assert kernel_options(config) == given
+    assert kernel_options(config) == forbidden | given
     assert {name for name, _, _ in no_op_options(config)} == set(given)
     assert no_op_options(NeuronConfig(**given, backend="neuron", target="trn2")) == []

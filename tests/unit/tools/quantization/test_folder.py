@@ -72,6 +72,7 @@ def test_ranks_share_what_was_quantized(model_dir: Path, quantized_dir: Path) ->
         torch.testing.assert_close(logits(quantized_dir, tp_degree=degree), one, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow  # compiles
 @pytest.mark.usefixtures("two_threads")
 def test_the_cpu_backend_reads_the_bytes_as_they_are(quantized_dir: Path) -> None:
     model = nxdi.AutoModelForCausalLM.from_pretrained(
