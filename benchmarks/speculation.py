@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from fetch_smollm2 import fetch_smollm2
 from measure import Check, show
 
-VERIFIED, NEW_TOKENS, ROUNDS = 8, 96, 5
+VERIFIED, NEW_TOKENS, ROUNDS = 5, 96, 5
 
 
 def speed_up(folder: Path) -> Check:

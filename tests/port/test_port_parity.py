@@ -190,9 +190,10 @@ ONE_GRAPH_EACH: dict[str, Any] = {
     "token_generation_buckets": [64],
 }
 # A step in pieces with tables that are plain tensors; one graph of a port with its own loop.
-COMPILED = ["neox", *(pytest.param(n, marks=pytest.mark.slow) for n in ("stablelm", "smollm3"))]
+COMPILED = ["neox", "stablelm", "smollm3"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled(name: str, reference_of: Get) -> None:
