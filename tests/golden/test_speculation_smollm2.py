@@ -74,4 +74,4 @@ def test_greedy_tokens_equal_transformers(mode: str, made: Any) -> None:
     assert len({token for tokens in found for token in tokens}) > 100
     assert batcher.speculation is not None
     counts = batcher.speculation.counts
-    assert 0 < counts.kept[0] < counts.proposed[0]
+    assert 0 < sum(counts.kept.values()) < sum(counts.proposed.values())
