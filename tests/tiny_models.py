@@ -62,8 +62,10 @@ from transformers import (
 )
 
 from nxdi.config import FusedSpecNeuronConfig, InferenceConfig, load_pretrained_config
+from nxdi.models.application_base import NeuronApplicationBase
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.models.registry import class_for_folder
+from nxdi.types import Phase
 
 VOCAB_SIZE = 97
 
@@ -320,3 +322,13 @@ def load_app(folder: Path, **options: Any) -> NeuronBaseForCausalLM:
 def load_fused(folder: Path, draft: Path, **options: Any) -> NeuronBaseForCausalLM:
     """`make_fused`, compiled to `folder/fused` and loaded."""
     return loaded(make_fused(folder, draft, **options), folder / "fused")
+
+
+def planned_bytes(app: NeuronApplicationBase) -> int:
+    """Weights and caches of all ranks."""
+    program = app.program()
+    with torch.device("meta"):
+        caches = program.make_caches(program.build(Phase.DECODE))
+    ranks = app.rank_weights(tuple(range(app.num_ranks)))
+    weights = sum(tensor.nbytes for rank in ranks for tensor in rank.values())
+    return weights + len(ranks) * sum(cache.nbytes for cache in caches)

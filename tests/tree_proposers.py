@@ -110,6 +110,18 @@ def requests(seed: int, number: int) -> list[tuple[list[int], RequestOptions]]:
     return made
 
 
+def mixed_requests(number: int) -> list[tuple[list[int], RequestOptions]]:
+    """Half of them sampled, some with the same start, some up to the end of their room."""
+    made = []
+    for index in range(number):
+        sampling: dict[str, Any] = {"do_sample": True, "temperature": 0.7} if index % 2 else {}
+        options = RequestOptions(
+            max_new_tokens=[11, None, 2][index % 3], ignore_eos=True, seed=index, **sampling
+        )
+        made.append(([5, 6, 7, 8, 9, 10, index + 11, 4], options))
+    return made
+
+
 def run(
     batcher: ContinuousBatcher, asked: Sequence[tuple[list[int], RequestOptions]]
 ) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,3 +174,17 @@ def check_generate(
 def check_logits(actual: Tensor, expected: Tensor) -> None:
     """Equal within the tolerance for float32."""
     torch.testing.assert_close(actual, expected, rtol=0, atol=LOGITS_FP32)
+
+
+def check_seeded(app: NeuronBaseForCausalLM, plain: NeuronBaseForCausalLM) -> None:
+    """Both sample the same tokens with the same seeds; 40 random prompts, in fours."""
+    draw = random.Random(5)
+    for start in range(0, 40, 4):
+        ids = torch.tensor([[draw.randrange(VOCAB_SIZE) for _ in range(12)] for _ in range(4)])
+        asked = {"do_sample": True, "top_k": 30, "temperature": 0.8, "max_new_tokens": 13}
+        seeds = list(range(start, start + 4))
+        found, expected = (
+            HuggingFaceGenerationAdapter(model).generate(ids, **asked, seeds=seeds)
+            for model in (app, plain)
+        )
+        assert torch.equal(found, expected)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from golden.parity import BUCKETS, NEW_TOKENS, Reference
+from golden.parity import BUCKETS, NEW_TOKENS, Reference, check_seeded
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.models.llama.modeling_llama import NeuronLlamaForCausalLM
 from nxdi.utils.hf_adapter import HuggingFaceGenerationAdapter
@@ -165,16 +165,7 @@ def test_random_prompts_sampled_with_seeds(
     fused = pair_of(kind).load(
         **options, context_encoding_buckets=None, token_generation_buckets=None
     )
-    draw = random.Random(5)
-    for start in range(0, 40, 4):
-        ids = torch.tensor([[draw.randrange(VOCAB_SIZE) for _ in range(12)] for _ in range(4)])
-        asked = {"do_sample": True, "top_k": 30, "temperature": 0.8, "max_new_tokens": 13}
-        seeds = list(range(start, start + 4))
-        found, expected = (
-            HuggingFaceGenerationAdapter(model).generate(ids, **asked, seeds=seeds)
-            for model in (fused, plain)
-        )
-        assert torch.equal(found, expected)
+    check_seeded(fused, plain)
 
 
 @pytest.mark.slow

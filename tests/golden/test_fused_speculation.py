@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from golden.parity import BUCKETS, NEW_TOKENS, Reference, load
+from golden.parity import BUCKETS, NEW_TOKENS, Reference, check_seeded, load
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.models.llama.modeling_llama import NeuronLlamaForCausalLM
 from nxdi.utils.hf_adapter import HuggingFaceGenerationAdapter
 from tiny_models import (
     COMPILED,
-    VOCAB_SIZE,
     load_fused,
     loaded,
     make_app,
@@ -130,16 +128,7 @@ def test_random_prompts_sampled_with_seeds(tp_degree: int, reference_of: Get) ->
     options = {**sizes, **SAMPLES, "tp_degree": tp_degree}
     plain = loaded(make_app(reference.folder, **options), reference.folder / "sampling")
     fused = load_fused(reference.folder, folder, **options)
-    draw = random.Random(5)
-    for start in range(0, 40, 4):
-        ids = torch.tensor([[draw.randrange(VOCAB_SIZE) for _ in range(12)] for _ in range(4)])
-        asked = {"do_sample": True, "top_k": 30, "temperature": 0.8, "max_new_tokens": 13}
-        seeds = list(range(start, start + 4))
-        found, expected = (
-            HuggingFaceGenerationAdapter(model).generate(ids, **asked, seeds=seeds)
-            for model in (fused, plain)
-        )
-        assert torch.equal(found, expected)
+    check_seeded(fused, plain)
 
 
 @pytest.mark.slow

@@ -91,7 +91,7 @@ def _check_type(args: argparse.Namespace) -> None:
     from nxdi.config.limits import shown
 
     file = args.model_path / "config.json"
-    found = serialize.parse(serialize.read_text(file), str(file)).get("model_type")
+    found = serialize.read_object(file).get("model_type")
     if str(found).replace("-", "_") != args.model_type.replace("-", "_"):
         raise ConfigError(
             f"{file} has model_type={shown(found)}, not {args.model_type!r}; correct --model-type"

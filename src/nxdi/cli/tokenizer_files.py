@@ -35,7 +35,7 @@ def check_tokenizer_files(folder: Path) -> None:
             raise ConfigError(f"{file} is a pipe or a device; remove it")
     for name in _SETTINGS:
         if (file := folder / name).exists():
-            data = serialize.parse(serialize.read_text(file), str(file))
+            data = serialize.read_object(file)
             _check_class(data.get("tokenizer_class"), file)
             _check_special_tokens(data, file)
     if (file := folder / "tokenizer.json").exists():

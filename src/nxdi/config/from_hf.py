@@ -124,7 +124,7 @@ def check_config_file(file: Path) -> dict[str, Any]:
     """
     from transformers import CONFIG_MAPPING, PretrainedConfig
 
-    data = serialize.parse(serialize.read_text(file), str(file))
+    data = serialize.read_object(file)
     model_type = data.get("model_type")
     config_cls: type = PretrainedConfig
     if isinstance(model_type, str) and model_type in CONFIG_MAPPING:

@@ -17,6 +17,6 @@ def num_blocks(folder: Path) -> int:
     Raises: ConfigError for a config.json that is missing or says nonsense.
     """
     file = folder / "config.json"
-    data = serialize.parse(serialize.read_text(file), str(file))
+    data = serialize.read_object(file)
     limits.check_values(data, {}, str(file))
     return next((data[name] for name in _NAMES if data.get(name) is not None), 1)

@@ -164,6 +164,11 @@ def _check_depth(value: Any, levels: int) -> None:
         _check_depth(item, levels - 1)
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a config file. Raises: ConfigError, as `read_text` and `parse` do."""
+    return parse(read_text(path), str(path))
+
+
 def read_text(path: Path, max_size: int = MAX_FILE_SIZE) -> str:
     """The text of a config file, which may be a link: the Hub's cache is made of links.
 

@@ -262,7 +262,7 @@ def _generation_config(folder: Path, config: Any) -> GenerationConfig:
         file = folder / name
         if not file.is_file():
             continue
-        data = serialize.parse(serialize.read_text(file), str(file))
+        data = serialize.read_object(file)
         limits.check_names(data, GenerationConfig, str(file))
         limits.check_generation_values(data, str(file))
         try:

@@ -246,15 +246,15 @@ class NeuronApplicationBase:
 
     def own_model(self, phase: Phase) -> nn.Module:
         """`build` of this model alone."""
-        scheme = self.weight_quantization()
+        scheme, config = self.weight_quantization(), self._config_for(phase)
         with without_memory(), tensor_parallel(self.neuron_config.tp_degree):
-            model = type(self)._model_cls(self._config_for(phase)).eval()
+            model = type(self)._model_cls(config).eval()
             if scheme is not None:
                 quantize_modules(model, scheme, self.is_tied)
-            inputs = activation_quantization(self._config_for(phase).neuron_config)
+            inputs = activation_quantization(config.neuron_config)
             if inputs is not None:
                 quantize_inputs(model, inputs)
-            turn_weights(model, self._config_for(phase).neuron_config)
+            turn_weights(model, config.neuron_config)
         return model
 
     def weight_quantization(self) -> WeightQuantization | None:

@@ -17,8 +17,7 @@ _NOT_A_HEAD_S = {"on_device_sampling_config", "async_mode", "enable_eagle_specul
 
 def holds_medusa_heads(folder: Path) -> bool:
     """Whether its config.json is that of Medusa heads, as their authors publish them or vLLM's."""
-    file = folder / "config.json"
-    data = serialize.parse(serialize.read_text(file), str(file))
+    data = serialize.read_object(folder / "config.json")
     return data.get("model_type") == "medusa" or "medusa_num_heads" in data
 
 

@@ -113,7 +113,7 @@ def class_for_folder(
         UnsupportedError if it is not known.
     """
     file = model_dir / config_file
-    data = serialize.parse(serialize.read_text(file), str(file))
+    data = serialize.read_object(file)
     named = data.get("architectures") if architecture is None else [architecture]
     if not isinstance(named, list) or not named or not isinstance(named[0], str):
         raise ConfigError(

@@ -39,7 +39,7 @@ def check_same_tokens(target: NeuronApplicationBase, draft: NeuronApplicationBas
 @lru_cache(maxsize=4)
 def _token_ids(file: Path, written_at: int) -> dict[str, int]:
     """The number of each token, those that were added too; `written_at`: of the file."""
-    data = serialize.parse(serialize.read_text(file), str(file))
+    data = serialize.read_object(file)
     model: Any = data.get("model")
     vocab: Any = model.get("vocab") if isinstance(model, dict) else None
     added: Any = data.get("added_tokens") or []

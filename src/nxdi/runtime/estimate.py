@@ -70,7 +70,7 @@ def checkpoint_dtype(folder: Path) -> torch.dtype | None:
     if counts:
         return counts.most_common(1)[0][0]
     file = folder / "config.json"
-    config = serialize.parse(serialize.read_text(file), str(file))
+    config = serialize.read_object(file)
     named = config.get("dtype") or config.get("torch_dtype")
     return to_torch_dtype(named) if isinstance(named, str) else None
 

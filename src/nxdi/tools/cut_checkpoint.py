@@ -54,7 +54,7 @@ def create_n_layer_checkpoint(
 
 def _cut_config(file: Path, num_layers: int) -> dict[str, Any]:
     """The config with fewer layers; those of a multimodal model are in its `text_config`."""
-    config = serialize.parse(serialize.read_text(file), str(file))
+    config = serialize.read_object(file)
     nested = config.get("text_config")
     owner = nested if isinstance(nested, dict) and _NUM_LAYERS in nested else config
     present = owner.get(_NUM_LAYERS)

@@ -13,13 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from nxdi.config import NeuronConfig
 from nxdi.errors import ConfigError, WeightError
-from nxdi.models.application_base import NeuronApplicationBase
 from nxdi.models.auto import AutoModelForCausalLM
 from nxdi.models.fused import SHARED, draft_options
 from nxdi.models.llama.modeling_llama import NeuronLlamaForCausalLM
 from nxdi.runtime.artifact import Artifact
 from nxdi.types import Phase
-from tiny_models import load_fused, make_app, make_fused, save_tiny, tiny_hf_model
+from tiny_models import load_fused, make_app, make_fused, planned_bytes, save_tiny, tiny_hf_model
 
 SHORT: dict[str, Any] = {"seq_len": 32, "max_context_length": 8, "batch_size": 2}
 FUSED: dict[str, Any] = {
@@ -40,16 +39,6 @@ def draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = tiny_hf_model("llama", seed=1, **sizes)
     return save_tiny(model, tmp_path_factory.mktemp("draft"))
-
-
-def planned_bytes(app: NeuronApplicationBase) -> int:
-    """Weights and caches of all ranks."""
-    program = app.program()
-    with torch.device("meta"):
-        caches = program.make_caches(program.build(Phase.DECODE))
-    ranks = app.rank_weights(tuple(range(app.num_ranks)))
-    weights = sum(tensor.nbytes for rank in ranks for tensor in rank.values())
-    return weights + len(ranks) * sum(cache.nbytes for cache in caches)
 
 
 @pytest.mark.parametrize("tp_degree", [1, 2])

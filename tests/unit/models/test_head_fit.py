@@ -20,7 +20,7 @@ from nxdi.models.eagle3.modeling_eagle3 import NeuronEagle3ForCausalLM
 from nxdi.models.llama.modeling_llama import NeuronLlamaForCausalLM
 from nxdi.types import Phase
 from tiny_eagle import KINDS, load_fused_head, make_fused_head, save_agreeing
-from tiny_models import make_app, save_tiny, tiny_hf_model
+from tiny_models import make_app, planned_bytes, save_tiny, tiny_hf_model
 
 SHORT: dict[str, Any] = {"seq_len": 32, "max_context_length": 8, "batch_size": 2}
 BLOCKS: dict[str, Any] = {"is_block_kv_layout": True, "pa_block_size": 8}
@@ -51,16 +51,6 @@ def make_head(folders: tuple[Path, Path], **options: Any) -> NeuronApplicationBa
     return made
 
 
-def num_bytes(app: NeuronApplicationBase) -> int:
-    """Weights and state of all ranks."""
-    program = app.program()
-    with torch.device("meta"):
-        caches = program.make_caches(program.build(Phase.DECODE))
-    ranks = app.rank_weights(tuple(range(app.num_ranks)))
-    weights = sum(tensor.nbytes for rank in ranks for tensor in rank.values())
-    return weights + len(ranks) * sum(cache.nbytes for cache in caches)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("own", "num_places"),
@@ -73,8 +63,8 @@ def test_memory_is_that_of_both_and_of_the_features_kept(
     fused = make_fused_head(*folders[kind], **options)
     plain = make_app(folders[kind][0], **{**SHORT, **own})
     features = num_places * HIDDEN * (3 if kind == "eagle3" else 1) * FLOAT * fused.num_ranks
-    alone = num_bytes(make_head(folders[kind], **options))
-    assert num_bytes(fused) == num_bytes(plain) + alone + features
+    alone = planned_bytes(make_head(folders[kind], **options))
+    assert planned_bytes(fused) == planned_bytes(plain) + alone + features
 
 
 def test_one_budget_pays_for_all_blocks(folders: Folders) -> None:

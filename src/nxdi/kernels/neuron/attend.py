@@ -18,8 +18,8 @@ from nxdi.kernels.neuron import nkilib as _nkilib  # noqa: F401  registers what 
 from nxdi.kernels.neuron.op import load_op, nki_kernel
 from nxdi.kernels.ops import AttendCall, StoredAttendCall
 from nxdi.kernels.registry import register
+from nxdi.kernels.sim.machine import ALIASES
 
-_GEN2 = ("inf2", "trn1")  # targets; a compile names its own in the environment
 _DECODE_OPTIONS = ("attn_tkg_nki_kernel_enabled", "attn_block_tkg_nki_kernel_enabled")
 _MAX_STEP = 16  # tokens of a row in a step that decodes or verifies; pieces of prompts have more
 
@@ -75,7 +75,8 @@ def _declines_stored(call: StoredAttendCall) -> str | None:
         queries = call.attend.num_queries
         return f"{queries} queries per row of a prompt, not up to {_MAX_STEP} of a step"
     module = nki.load_kernels("attention_decode")
-    generation = 2 if env.neuron_target() in _GEN2 else 3
+    # A compile names its target in the environment.
+    generation = 2 if ALIASES.get(env.neuron_target() or "") == "gen2" else 3
     found = module.Call(call.attend, call.kv_dtype, call.block_size, generation)
     reason: str | None = module.supports(found)
     return reason

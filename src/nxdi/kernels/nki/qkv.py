@@ -43,11 +43,8 @@ class Call:
 def supports(call: Call) -> str | None:
     """Why the kernel cannot serve a call, or None."""
     shapes = call.x_shape, call.q_shape, call.k_shape
-    if {len(shape) for shape in shapes} != {2} or {
-        call.x_shape[1],
-        call.q_shape[0],
-        call.k_shape[0],
-    } != {call.x_shape[1]}:
+    are_matrices = all(len(shape) == 2 for shape in shapes)
+    if not are_matrices or not call.x_shape[1] == call.q_shape[0] == call.k_shape[0]:
         return f"x, q and k have shapes {shapes}; the kernel takes [T, H], [H, Nq * D], [H, Nk * D]"
     head_dim, columns = call.head_dim, (call.q_shape[1], call.k_shape[1])
     if columns[0] % head_dim or columns[1] % head_dim or head_dim > BANK:

@@ -14,6 +14,7 @@ from nxdi.generation.speculation import DraftModel, PromptLookup
 from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.utils.hf_adapter import HuggingFaceGenerationAdapter as Adapter
 from tiny_models import VOCAB_SIZE, load_app, load_fused
+from tree_proposers import mixed_requests, run
 
 SAMPLES: dict[str, Any] = {"on_device_sampling_config": {"dynamic": True}}
 BLOCKS: dict[str, Any] = {"is_block_kv_layout": True, "pa_block_size": 4}
@@ -28,28 +29,8 @@ def prompts() -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def requests(number: int) -> list[tuple[list[int], RequestOptions]]:
-    """Half of them sampled, some with the same start, some up to the end of their room."""
-    made = []
-    for index in range(number):
-        sampling: dict[str, Any] = {"do_sample": True, "temperature": 0.7} if index % 2 else {}
-        options = RequestOptions(
-            max_new_tokens=[11, None, 2][index % 3], ignore_eos=True, seed=index, **sampling
-        )
-        made.append(([5, 6, 7, 8, 9, 10, index + 11, 4], options))
-    return made
-
-
-def run(model: NeuronBaseForCausalLM) -> list[list[int]]:
-    """The tokens of each request; some come while others run."""
-    batcher, waiting, ids = ContinuousBatcher(model), requests(5), []
-    found: dict[int, list[int]] = {}
-    while waiting or batcher.num_requests:
-        if waiting:
-            ids.append(batcher.add(*waiting.pop(0)))
-        for output in batcher.step():
-            found.setdefault(output.request_id, []).append(output.token)
-    return [found[request] for request in ids]
+def answers(model: NeuronBaseForCausalLM) -> list[list[int]]:
+    return run(ContinuousBatcher(model), mixed_requests(5))
 
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -70,8 +51,8 @@ MODELS: dict[str, dict[str, Any]] = {
 )
 def test_requests_get_the_tokens_of_plain_decoding(kind: str, folders: Any) -> None:
     options = {**LENGTHS, **SAMPLES, **MODELS[kind]}
-    expected = run(load_app(folders.target, **options))
-    assert run(load_fused(folders.target, folders.near, **options)) == expected
+    expected = answers(load_app(folders.target, **options))
+    assert answers(load_fused(folders.target, folders.near, **options)) == expected
 
 
 def test_the_counts_are_those_of_the_draft_beside_its_target(folders: Any) -> None:
@@ -83,7 +64,7 @@ def test_the_counts_are_those_of_the_draft_beside_its_target(folders: Any) -> No
         ContinuousBatcher(load_fused(folders.target, folders.near, **options)),
     ]
     for batcher in batchers:
-        for request in requests(4):
+        for request in mixed_requests(4):
             batcher.add(*request)
     tokens = [[done.tokens for done in batcher.run().values()] for batcher in batchers]
     assert tokens[0] == tokens[1]

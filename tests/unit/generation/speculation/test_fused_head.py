@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from nxdi.models.causal_lm import NeuronBaseForCausalLM
 from nxdi.modules.speculation import fused_head
 from tiny_eagle import KINDS, PlainHead, load_fused_head, load_head, save_agreeing
 from tiny_models import load_app
+from tree_proposers import mixed_requests, run
 
 SAMPLES: dict[str, Any] = {"on_device_sampling_config": {"dynamic": True}}
 BLOCKS: dict[str, Any] = {"is_block_kv_layout": True, "pa_block_size": 4}
@@ -30,32 +30,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
         kind: (*save_agreeing(tmp_path_factory.mktemp("head"), **options), options)
         for kind, options in HEADS.items()
     }
-
-
-def requests(number: int) -> list[tuple[list[int], RequestOptions]]:
-    """Half of them sampled, some with the same start, some up to the end of their room."""
-    found = []
-    for index in range(number):
-        sampling: dict[str, Any] = {"do_sample": True, "temperature": 0.7} if index % 2 else {}
-        options = RequestOptions(
-            max_new_tokens=[11, None, 2][index % 3], ignore_eos=True, seed=index, **sampling
-        )
-        found.append(([5, 6, 7, 8, 9, 10, index + 11, 4], options))
-    return found
-
-
-def run(
-    batcher: ContinuousBatcher, asked: Sequence[tuple[list[int], RequestOptions]]
-) -> list[list[int]]:
-    """The tokens of each request; some come while others run."""
-    waiting, ids = list(asked), []
-    found: dict[int, list[int]] = {}
-    while waiting or batcher.num_requests:
-        if waiting:
-            ids.append(batcher.add(*waiting.pop(0)))
-        for output in batcher.step():
-            found.setdefault(output.request_id, []).append(output.token)
-    return [found[request] for request in ids]
 
 
 def load(made: Made, **options: Any) -> NeuronBaseForCausalLM:
@@ -121,7 +95,7 @@ CACHES: dict[str, dict[str, Any]] = {
 def test_sequences_that_share_blocks_get_their_own_tokens(kind: str, made: dict[str, Made]) -> None:
     """The head beside its target knows nothing of a prefix that is found."""
     options = {**SAMPLES, **BLOCKS, "is_prefix_caching": True}
-    asked = requests(5) * 2
+    asked = mixed_requests(5) * 2
     plain = run(ContinuousBatcher(load_app(made[kind][1], **{**LENGTHS, **options})), asked)
     assert run(ContinuousBatcher(load(made[kind], **options)), asked) == plain
 
@@ -140,7 +114,7 @@ def test_the_counts_are_those_of_the_head_beside_its_target(
     """Of greedy and sampled requests, and both give the tokens of plain decoding."""
     options = {**SAMPLES, **CACHES[cache]}
     target, head = load_beside(made[kind], **options)
-    asked = requests(5)
+    asked = mixed_requests(5)
     plain = run(ContinuousBatcher(target), asked)
     target.reset()
     batchers = [
