@@ -46,9 +46,12 @@ from nxdi.generation.speculation import EagleHead
 from nxdi.generation.speculation.proposals import Proposal, Rule, Seen, Wanted
 
 ROWS, SEQ_LEN, NEW_TOKENS = 32, 192, 128
-NUM_EVALUATED = 96  # tokens that are written with the head
+NUM_EVALUATED = 48  # tokens that are written with the head
 LONGEST_PROMPT = 48
-VERIFIED = 5  # the last token, and four drafts
+DRAFTS = 4
+# A step verifies the last token, the drafts, and what the step before kept beside the first chain.
+VERIFIED = 6
+TREE = {"step": 4, "branching_factor": 3, "num_inputs": 3, "num_verification_token": DRAFTS}
 NUM_TEXTS, EPOCHS, LEARNING_RATE = 416, 3, 7e-4
 FREQUENT = 2000  # tokens that the loss looks at
 
@@ -78,7 +81,9 @@ toads, tomatoes, trains, trees, tulips, wasps, water, wheat, winter, wood, wool,
 """
 HELD_OUT = """
 a lighthouse, an umbrella, soup, owls, a mill, ants, a broken cup, a canal, two brothers, rust,
-a hermit, a wedding, a tram, an orchard, a drought, a compass
+a hermit, a wedding, a tram, an orchard, a drought, a compass, a chimney, a violinist, swallows, a
+basket, a cook, a quilt, the north, a ladder, a swamp, bees, an old dog, a barber, a flood, salt and
+smoke, a juggler, a staircase
 """
 
 
@@ -283,7 +288,7 @@ def evaluate(target: Any, head: Any, given: Sequence[list[int]]) -> None:
     for place in sorted(counts.proposed):
         kept = counts.kept[place] / counts.proposed[place]
         print(f"draft {place + 1} kept: {kept:.0%}")
-    print(f"mean acceptance length with {VERIFIED - 1} drafts: {counts.tokens_per_step:.2f}")
+    print(f"mean acceptance length with {DRAFTS} drafts: {counts.tokens_per_step:.2f}")
 
 
 def main() -> None:
@@ -301,9 +306,14 @@ def main() -> None:
         "context_encoding_buckets": [LONGEST_PROMPT],
         "token_generation_buckets": [SEQ_LEN],
         "speculation_length": VERIFIED,
-        "on_device_sampling_config": {"do_sample": False},
+        "token_tree_config": TREE,
     }
-    target = AutoModelForCausalLM.from_pretrained(folder, enable_eagle_speculation=True, **options)
+    target = AutoModelForCausalLM.from_pretrained(
+        folder,
+        enable_eagle_speculation=True,
+        on_device_sampling_config={"do_sample": False},
+        **options,
+    )
     texts = write_texts(target, prompts(tokenizer, topics_to_learn(NUM_TEXTS)))
     embedding = load_file(folder / "model.safetensors")["model.embed_tokens.weight"].float()
     head = Head(config, embedding, torch.cat([text.features for text in texts]))
