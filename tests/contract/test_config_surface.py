@@ -46,7 +46,7 @@ _NO_OP = """
     attn_block_tkg_nki_kernel_use_online_softmax attn_tkg_builtin_kernel_enabled
     bucket_n_active_tokens buckets disable_argmax_kernel disable_kv_cache_tiling
     disable_numeric_cc_token eagle_rolling_buffer_kernel_enabled enable_cte_modular_flow
-    expert_mlp_nki_kernel_enabled fused_qkv k_cache_transposed kv_cache_padding_size
+    fused_qkv k_cache_transposed kv_cache_padding_size
     layer_boundary_markers lm_head_pad lm_head_pad_alignment_size
     mlp_kernel_fuse_residual_add moe_fused_nki_kernel_enabled
     n_active_tokens n_positions pre_rope_rmsnorm
@@ -60,7 +60,8 @@ _NO_OP = """
 _DEVICE = """
     attn_block_tkg_nki_kernel_enabled attn_kernel_enabled attn_tkg_nki_kernel_enabled
     cc_pipeline_tiling_factor dma_order_config enable_output_completion_notifications
-    enable_spill_reload_dge logical_nc_config logical_neuron_cores mlp_kernel_enabled
+    enable_spill_reload_dge expert_mlp_nki_kernel_enabled logical_nc_config logical_neuron_cores
+    mlp_kernel_enabled
     mlp_tkg_nki_kernel_enabled out_proj_kernel_enabled qkv_kernel_enabled qkv_nki_kernel_enabled
     router_topk_nki_kernel_enabled scratchpad_page_size target
 """

@@ -335,7 +335,7 @@ def test_what_an_artefact_says(sdk: Double, folders: Folders, tmp_path: Path) ->
     assert manifest.backend == "neuron"
     assert {kernel["op"]: kernel["chosen"] for kernel in manifest.kernels} == {
         "attend": "explicit",
-        **dict.fromkeys(("attention_output", "gated_mlp", "qkv", "rmsnorm"), "operators"),
+        **dict.fromkeys(("attention_output", "gated_mlp", "qkv", "rmsnorm", "rope"), "operators"),
     }
     index = json.loads((tmp_path / "artifact" / "graphs.json").read_text())
     assert index.keys() == {graph.name for graph in app.plan.graphs}

@@ -13,11 +13,12 @@ from nxdi.cli.model_options import (
     plan_model,
 )
 from nxdi.cli.numbers import within
-from nxdi.cli.speculation import add_speculation_options, run_speculation
+from nxdi.cli.speculation import NUM_RUNS, add_speculation_options, run_speculation
 
 if TYPE_CHECKING:
     from nxdi.tools.benchmark import Report, Workload
 
+_NUM_RUNS = 20
 _TARGETS = ("all", "e2e", "context_encode", "token_gen")
 
 
@@ -35,7 +36,10 @@ def add_parser(subparsers: Any) -> None:
     group.add_argument("--target", choices=_TARGETS, default="all", help="default: %(default)s")
     number = within(int, 1)
     group.add_argument(
-        "--num-runs", type=number, default=20, metavar="N", help="default: %(default)s"
+        "--num-runs",
+        type=number,
+        metavar="N",
+        help=f"default: {_NUM_RUNS}, with --speculation {NUM_RUNS}",
     )
     group.add_argument("--prompt-len", type=number, metavar="N", help="tokens of each prompt")
     group.add_argument("--new-tokens", type=number, metavar="N", help="tokens to generate of each")
@@ -60,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     from nxdi.tools.benchmark import measure, report_files, write_report
 
     report_files(args.out)  # before anything is compiled
-    report = measure(load_model(args), workload, None, args.target, args.num_runs)
+    report = measure(load_model(args), workload, None, args.target, args.num_runs or _NUM_RUNS)
     files = write_report(report, args.out)
     _print_figures(report)
     print("written:", *files)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 LOOKUP, MEDUSA = "lookup", "medusa"
 _VERIFIED = 5  # tokens of a row per step, unless the options say otherwise
 _NEW_TOKENS = 64
+NUM_RUNS = 3  # with and without; a first one of both is left out
 # Keywords that a model does without when it decodes plainly.
 _SPECULATIVE = {
     *("speculation_length", "token_tree_config", "enable_fused_speculation", "draft_model_path"),
@@ -65,8 +66,9 @@ def run_speculation(args: argparse.Namespace) -> None:
     prompts = _prompts(args)
     found = _load(args)
     new_tokens = args.new_tokens or _NEW_TOKENS
+    num_runs = args.num_runs or NUM_RUNS
     report = measure_speculation(
-        found.model, found.proposer, prompts, new_tokens, args.num_runs, found.plain
+        found.model, found.proposer, prompts, new_tokens, num_runs, found.plain
     )
     print_report(report)
 

@@ -93,7 +93,7 @@ _NO_OPS = {
         attn_block_tkg_nki_kernel_use_online_softmax
         attn_block_tkg_nki_kernel_disable_gpsimd_sb2sb attn_block_cte_nki_kernel_enabled
         moe_fused_nki_kernel_enabled eagle_rolling_buffer_kernel_enabled
-        expert_mlp_nki_kernel_enabled shared_mlp_nki_kernel_enabled disable_argmax_kernel
+        shared_mlp_nki_kernel_enabled disable_argmax_kernel
         use_index_calc_kernel
     """,
     "it tunes the Neuron compiler or runtime": """
@@ -135,7 +135,7 @@ _DEVICE_REASON = "it tells the Neuron compiler what the device is and how to com
 _KERNELS = """
     attn_kernel_enabled attn_tkg_nki_kernel_enabled attn_block_tkg_nki_kernel_enabled
     mlp_kernel_enabled mlp_tkg_nki_kernel_enabled qkv_kernel_enabled qkv_nki_kernel_enabled
-    out_proj_kernel_enabled router_topk_nki_kernel_enabled
+    out_proj_kernel_enabled router_topk_nki_kernel_enabled expert_mlp_nki_kernel_enabled
 """
 _KERNELS_REASON = "it chooses a Neuron kernel, which computes what the model's own code computes"
 

@@ -70,6 +70,22 @@ class NormCall:
 
 
 @dataclass(frozen=True)
+class RopeCall:
+    """Rotary embedding of the first `dim` values of each head of so many tokens.
+
+    `peculiarity`: see `GatedMLPCall`.
+    """
+
+    num_tokens: int
+    num_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    dim: int
+    dtype: torch.dtype
+    peculiarity: str | None
+
+
+@dataclass(frozen=True)
 class ArgmaxCall:
     """The most likely token of each row of logits [B, V]."""
 
@@ -133,3 +149,23 @@ class RouteCall:
     act_over_top_k: bool
     normalize: bool
     peculiarity: str | None
+
+
+@dataclass(frozen=True)
+class ExpertsCall:
+    """The chosen experts of so many tokens, of `num_experts` that a rank has a part of.
+
+    `peculiarity`: what only the model's own code computes.
+    """
+
+    num_tokens: int
+    top_k: int
+    num_experts: int
+    hidden_size: int
+    intermediate_size: int
+    dtype: torch.dtype
+    peculiarity: str | None
+
+    @property
+    def num_choices(self) -> int:
+        return self.num_tokens * self.top_k

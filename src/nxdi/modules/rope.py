@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from nxdi.errors import ConfigError
+from nxdi.kernels.ops import RopeCall
+from nxdi.kernels.registry import Kernel, choose, register
 from nxdi.modules.yarn import Yarn, growth
 
 
@@ -117,6 +119,38 @@ Rotation = Callable[[Tensor, Tensor, Tensor], Tensor]
 def rotation_of(rotary_emb: nn.Module) -> Rotation:
     """How a rotary embedding turns heads; one that is not ours turns halves."""
     return rotary_emb.rotate if isinstance(rotary_emb, RotaryEmbedding) else apply_rotary
+
+
+def turn_heads(
+    rotary_emb: nn.Module, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Turn the heads of queries and keys.
+
+    Shapes: q [B, N_q, S, D], k [B, N_kv, S, D]; cos, sin [B, S, dim] -> the same as q and k.
+    """
+    rotate = rotation_of(rotary_emb)
+    turns_halves = getattr(rotate, "__func__", rotate) in (RotaryEmbedding.rotate, apply_rotary)
+    call = RopeCall(
+        num_tokens=q.shape[0] * q.shape[2],
+        num_heads=q.shape[1],
+        num_key_value_heads=k.shape[1],
+        head_dim=q.shape[3],
+        dim=cos.shape[-1],
+        dtype=q.dtype,
+        peculiarity=None if turns_halves else f"{type(rotary_emb).__name__} turns no halves",
+    )
+    turned: tuple[Tensor, Tensor] = choose(ROPE, call).run(rotate, q, k, cos, sin, call)
+    return turned
+
+
+def _turn_both(
+    rotate: Rotation, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, call: RopeCall
+) -> tuple[Tensor, Tensor]:
+    return rotate(q, cos, sin), rotate(k, cos, sin)
+
+
+ROPE = "rope"
+register(ROPE, "generic", Kernel.plain(_turn_both))
 
 
 def plain_frequencies(dim: int, base: float) -> Tensor:

@@ -26,7 +26,7 @@ from nxdi.modules.attention.utils import apply_rotary_polar_compatible, move_hea
 from nxdi.modules.context import LayerContext, running_context
 from nxdi.modules.kvcache import choose_layout
 from nxdi.modules.kvcache.codec import make_codec, rename_scales
-from nxdi.modules.rope import polar_frequencies, rotation_of
+from nxdi.modules.rope import polar_frequencies, turn_heads
 from nxdi.parallel_layers.parallel_state import get_tensor_model_parallel_group
 from nxdi.parallel_layers.sharding import HeadShard, plan_heads, set_shard
 
@@ -282,13 +282,8 @@ class NeuronAttentionBase(nn.Module):
             return Q, K, cos_cache, sin_cache
         if cos_cache is None or sin_cache is None:
             cos_cache, sin_cache = self.rotary_emb(V, position_ids)
-        rotate = rotation_of(self.rotary_emb)
-        return (
-            rotate(Q, cos_cache, sin_cache),
-            rotate(K, cos_cache, sin_cache),
-            cos_cache,
-            sin_cache,
-        )
+        q, k = turn_heads(self.rotary_emb, Q, K, cos_cache, sin_cache)
+        return q, k, cos_cache, sin_cache
 
     def merge_and_project(self, out: Tensor) -> Tensor:
         """[B, N, S, D] -> [B, S, hidden]."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nxdi.errors import ConfigError
-from nxdi.modules.moe.glu import make_glu
+from nxdi.modules.moe.glu import GLU, make_glu
 from nxdi.modules.moe.spec import MoESpec
 from nxdi.parallel_layers.layers import SPMDRank
 from nxdi.parallel_layers.sharding import (
@@ -18,6 +18,8 @@ from nxdi.parallel_layers.sharding import (
     Shard,
     set_shard,
 )
+
+_PLAIN_GLU = GLU("silu", (None, None), (None, None))
 
 
 class ExpertGroups(Protocol):
@@ -93,6 +95,22 @@ class Experts(nn.Module):
         rank = self.rank_util.get_rank()
         place = torch.div(rank, self.layout.tp_degree, rounding_mode="floor")
         return experts - place * self.num_local
+
+    def own(self, experts: Tensor) -> Tensor:
+        """`local`, but -1 for an expert that is not on this rank, and for none."""
+        local = self.local(experts)
+        is_here = (local >= 0) & (local < self.num_local)
+        return torch.where(is_here, local, -1)
+
+    def peculiarity(self, dtype: torch.dtype) -> str | None:
+        """What other experts of tokens of `dtype` lack, if anything: kernels compute plain ones."""
+        if not isinstance(self.weight_format, PlainExperts):
+            return f"weights are stored as {type(self.weight_format).__name__}, not PlainExperts"
+        if self.gate_up_proj.dtype != dtype:
+            return f"activations are {dtype}, weights {self.gate_up_proj.dtype}"
+        if self.gate_up_proj_bias is not None:
+            return "the experts have biases"
+        return None if self.glu == _PLAIN_GLU else f"the experts compute {self.glu}"
 
     def forward(self, x: Tensor, which: Tensor | None = None) -> Tensor:
         gate_up = self._project(x, "gate_up_proj", self.gate_up_proj_bias, which)

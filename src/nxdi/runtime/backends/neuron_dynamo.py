@@ -23,7 +23,7 @@ from nxdi.config import NeuronConfig, kernel_options, targets
 from nxdi.errors import ConfigError, UnsupportedError
 from nxdi.graph.padding import only_padding
 from nxdi.graph.plan import GraphSpec
-from nxdi.kernels.neuron import argmax, attend, norm, route  # noqa: F401  register their kernels
+from nxdi.kernels.neuron import candidates  # noqa: F401  registers the kernels
 from nxdi.kernels.registry import Choice, platform
 from nxdi.parallel_layers.groups import DistributedWorld, World
 from nxdi.parallel_layers.xla_collectives import register_xla_kernels

@@ -15,8 +15,7 @@ from torch.utils import _pytree as pytree
 
 from nxdi.graph.plan import GraphSpec
 from nxdi.kernels.cpu import attend, int4, int8  # noqa: F401  register their kernels
-from nxdi.kernels.neuron import argmax, norm, project, route  # noqa: F401  register theirs
-from nxdi.kernels.neuron import attend as _attend  # noqa: F401  as above
+from nxdi.kernels.neuron import candidates  # noqa: F401  as above
 from nxdi.kernels.registry import Choice, below, named_layers, platform
 from nxdi.runtime.backend import Program, StepModule
 from nxdi.runtime.backends.cpu.linear import use_linear_kernels

@@ -6,6 +6,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tqdm import tqdm
+
 from nxdi.errors import ConfigError
 from nxdi.generation import ContinuousBatcher, RequestOptions
 from nxdi.generation.speculation.own import proposer_of
@@ -69,7 +71,7 @@ def measure_speculation(
             "one compiled without"
         )
     seconds: dict[bool, list[float]] = {False: [], True: []}
-    for run in range(num_runs + 1):
+    for run in tqdm(range(num_runs + 1), "benchmark", unit="run", disable=None):
         for speculates in (False, True):
             batcher = (
                 ContinuousBatcher(model, proposer=proposer)

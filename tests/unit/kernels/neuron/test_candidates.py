@@ -1,4 +1,4 @@
-"""Norms, routers and greedy tokens on a Neuron device: which kernel, and the model's results."""
+"""Norms, rotation, routers and greedy tokens on a Neuron device: by which kernel, and right."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import torch
 
 from nki_calls import normal
 from nxdi.errors import UnsupportedError
-from nxdi.kernels.neuron import argmax, norm, op, route  # noqa: F401  register their kernels
+from nxdi.kernels.neuron import candidates, op  # noqa: F401  registers the kernels
 from nxdi.kernels.registry import Choice, platform
 from nxdi.modules.moe.router import Router
 from nxdi.modules.moe.spec import MoESpec
 from nxdi.modules.norm import RMSNorm, UnitOffsetRMSNorm
+from nxdi.modules.rope import InterleavedRotaryEmbedding, RotaryEmbedding, turn_heads
 from nxdi.modules.sampling import GreedySampler
 from tolerances import NKI
 
@@ -46,6 +47,27 @@ def test_a_norm(kind: type[RMSNorm]) -> None:
     result, choices = run_on_neuron(lambda: module(x))
     assert choices == [Choice("rmsnorm", "nxdi_nki::rmsnorm")]
     torch.testing.assert_close(result, module(x), rtol=NKI[torch.float32], atol=1e-6)
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("dim", [64, 16])
+def test_rotary_embedding(dim: int) -> None:
+    module, places = RotaryEmbedding(dim), torch.tensor([[0, 1, 2], [7, 8, 9]])
+    q, k = normal(Random(0), 2, 4, 3, 64), normal(Random(1), 2, 1, 3, 64)
+    angles = module(q, places)
+    results, choices = run_on_neuron(lambda: turn_heads(module, q, k, *angles))
+    assert choices == [Choice("rope", "nxdi_nki::rope")]
+    for result, expected in zip(results, turn_heads(module, q, k, *angles), strict=True):
+        torch.testing.assert_close(result, expected, rtol=NKI[torch.float32], atol=1e-6)
+
+
+@pytest.mark.usefixtures("compiler")
+def test_rotation_of_neighbours_stays_the_model_s() -> None:
+    module, places = InterleavedRotaryEmbedding(64), torch.arange(3)[None]
+    q = normal(Random(0), 1, 4, 3, 64)
+    (result, _), (choice,) = run_on_neuron(lambda: turn_heads(module, q, q, *module(q, places)))
+    assert "InterleavedRotaryEmbedding turns no halves" in choice.reason
+    assert torch.equal(result, module.rotate(q, *module(q, places)))
 
 
 @pytest.mark.usefixtures("compiler")

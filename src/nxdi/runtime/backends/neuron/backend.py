@@ -14,7 +14,7 @@ from torch import Tensor
 from nxdi import env
 from nxdi.config import MoENeuronConfig, NeuronConfig, kernel_options, targets
 from nxdi.errors import ConfigError, UnsupportedError
-from nxdi.kernels.neuron import argmax, attend, norm, project, route  # noqa: F401  register
+from nxdi.kernels.neuron import candidates  # noqa: F401  registers the kernels
 from nxdi.kernels.registry import Choice, platform
 from nxdi.parallel_layers.groups import DeviceWorld, World
 from nxdi.parallel_layers.xla_collectives import register_xla_kernels
