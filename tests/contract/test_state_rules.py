@@ -463,7 +463,7 @@ def test_a_step_changes_the_places_of_its_tokens(
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("family", [pytest.param("qwen2", marks=pytest.mark.slow), "mistral"])
 def test_compiled_and_eager_steps_leave_the_same_caches(
     loaded: Callable[..., NeuronBaseForCausalLM], family: str
 ) -> None:
