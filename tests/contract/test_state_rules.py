@@ -462,8 +462,9 @@ def test_a_step_changes_the_places_of_its_tokens(
     assert got == {(1, 30 % modulus), (0, scratch), (2, scratch)}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("family", [pytest.param("qwen2", marks=pytest.mark.slow), "mistral"])
+@pytest.mark.parametrize("family", MODELS)
 def test_compiled_and_eager_steps_leave_the_same_caches(
     loaded: Callable[..., NeuronBaseForCausalLM], family: str
 ) -> None:
