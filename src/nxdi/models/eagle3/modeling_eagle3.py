@@ -65,6 +65,11 @@ class Eagle3Model(Decoder):
         tokens = torch.empty(size, dtype=torch.int32)
         self.draft_tokens = nn.Parameter(tokens, requires_grad=False)
 
+    @property
+    def composes(self) -> bool:
+        """No: pieces are compiled for layers that give as much as they are given."""
+        return False
+
     def embed(self, inputs: Any) -> Tensor:
         x = super().embed(inputs)
         features = inputs[FEATURES].to(x.dtype)

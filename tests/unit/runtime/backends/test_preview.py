@@ -12,6 +12,7 @@ from nxdi.kernels.registry import Choice, below
 from nxdi.runtime.backends.cpu import compiler
 from nxdi.runtime.backends.cpu.pieces import Piece, example_arguments, plan_parts
 from nxdi.runtime.backends.preview import preview_kernels
+from tiny_eagle import KINDS, load_head, save_agreeing
 from tiny_models import make_app, save_tiny, tiny_hf_model
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
@@ -99,3 +100,14 @@ def test_a_neuron_device_has_kernels_for_attention(
     prefill, decode = "nxdi_nki::attention_prefill", "nxdi_nki::attention_decode"
     assert attending() == [{prefill}, {decode}]
     assert attending(attn_kernel_enabled=False) == [{"explicit"}, {decode}]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_head_that_reads_features(kind: str, tmp_path: Path) -> None:
+    """EAGLE-3's layer gives half of what it is given."""
+    options = {"seq_len": 32, "max_context_length": 8, **KINDS[kind]}
+    _, folder, head_folder = save_agreeing(tmp_path, **KINDS[kind])
+    head = load_head(head_folder, folder, **options)
+    planned = preview_kernels(head.program(), "cpu")
+    assert planned.keys() == {graph.name for graph in head.plan.graphs}
+    assert all("attend" in {choice.op for choice in choices} for choices in planned.values())
