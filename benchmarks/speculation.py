@@ -25,7 +25,7 @@ def speed_up(folder: Path) -> Check:
     from transformers import AutoTokenizer
 
     import nxdi
-    from nxdi.cli.speculation import print_report
+    from nxdi.cli.speculation import LOOKED_UP, print_report
     from nxdi.generation.speculation import PromptLookup
     from nxdi.tools.benchmark.speculation import COPYING_PROMPTS, measure_speculation
 
@@ -39,7 +39,9 @@ def speed_up(folder: Path) -> Check:
         )["input_ids"]
         for text in COPYING_PROMPTS
     ]
-    report = measure_speculation(model, PromptLookup(), prompts, NEW_TOKENS, ROUNDS)
+    report = measure_speculation(
+        model, PromptLookup(min_ngram=LOOKED_UP), prompts, NEW_TOKENS, ROUNDS
+    )
     print_report(report)
     return Check("prompt lookup against plain decoding, copies", report.speed_up, must=1.3)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 LOOKUP, MEDUSA = "lookup", "medusa"
 _VERIFIED = 5  # tokens of a row per step, unless the options say otherwise
 _NEW_TOKENS = 64
+LOOKED_UP = 3  # tokens that occur again: a match of fewer is not worth a longer step on a CPU
 NUM_RUNS = 3  # with and without; a first one of both is left out
 # Keywords that a model does without when it decodes plainly.
 _SPECULATIVE = {
@@ -101,7 +102,7 @@ def _load(args: argparse.Namespace) -> _Measured:
     if args.speculation == MEDUSA:
         return _with_heads(args, given)
     if args.speculation == LOOKUP:
-        return _beside(load_model(args, keywords), PromptLookup())
+        return _beside(load_model(args, keywords), PromptLookup(min_ngram=LOOKED_UP))
     folder = Path(args.speculation)
     check_model_folder(folder)
     if holds_medusa_heads(folder):

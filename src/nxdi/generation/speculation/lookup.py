@@ -16,20 +16,31 @@ class PromptLookup:
 
     Worth its while where answers repeat their prompts: summaries, edits, code.
     num_tokens: at most so many at a time; None: as many as a step verifies.
-    max_ngram: tokens at the end of a sequence that are looked up; fewer where these are new.
-    Source: transformers' prompt_lookup_num_tokens and max_matching_ngram_size.
-    Raises: ConfigError for a number below 1.
+    max_ngram: tokens at the end of a sequence that are looked up; fewer where these are new, but
+    `min_ngram` at least. Where a step of several tokens costs much more than one of one, 3 pays
+    better than 1: what followed a single token before seldom follows it again.
+    Source: transformers' prompt_lookup_num_tokens and max_matching_ngram_size; vLLM's
+    prompt_lookup_min.
+    Raises: ConfigError for a number below 1, or `min_ngram` above `max_ngram`.
     """
 
     draft = None
 
-    def __init__(self, num_tokens: int | None = None, max_ngram: int = 3) -> None:
-        for name, value in (("num_tokens", num_tokens), ("max_ngram", max_ngram)):
+    def __init__(
+        self, num_tokens: int | None = None, max_ngram: int = 3, min_ngram: int = 1
+    ) -> None:
+        given = {"num_tokens": num_tokens, "max_ngram": max_ngram, "min_ngram": min_ngram}
+        for name, value in given.items():
             if value is not None and value < 1:
                 raise ConfigError(
                     f"prompt lookup with {name}={value} proposes nothing; use 1 or more"
                 )
-        self.num_tokens, self.max_ngram = num_tokens, max_ngram
+        if min_ngram > max_ngram:
+            raise ConfigError(
+                f"min_ngram={min_ngram} is above max_ngram={max_ngram}, so nothing is looked up; "
+                "lower one or raise the other"
+            )
+        self.num_tokens, self.max_ngram, self.min_ngram = num_tokens, max_ngram, min_ngram
 
     def check(self, target: NeuronBaseForCausalLM) -> None:
         """Raises: ConfigError if a step of `target` verifies fewer tokens than are asked for."""
@@ -52,7 +63,7 @@ class PromptLookup:
         if most < 1:
             return []
         array = np.asarray(tokens)
-        for size in range(min(self.max_ngram, len(array) - 1), 0, -1):
+        for size in range(min(self.max_ngram, len(array) - 1), self.min_ngram - 1, -1):
             found = _ends(array, size)
             if len(found):
                 # The latest with enough behind it; else the first, which has the most.

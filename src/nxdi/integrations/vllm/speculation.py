@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from vllm.v1.outputs import DraftTokenIds
 
-from nxdi.errors import ConfigError
 from nxdi.generation.speculation import DraftModel, EagleHead, MedusaHeads, PromptLookup
 from nxdi.generation.speculation.fused import make_seeded_rule
 from nxdi.generation.speculation.proposals import Proposer, Seen, Wanted
@@ -45,12 +44,8 @@ def make_proposer(
     if asked.method == "medusa":
         return MedusaHeads()
     if asked.method == "ngram":
-        if (asked.prompt_lookup_min or 1) > 1:
-            raise ConfigError(
-                f"prompt_lookup_min={asked.prompt_lookup_min}, but nxdi looks up ever shorter "
-                "n-grams, down to 1; set prompt_lookup_min=1"
-            )
-        return PromptLookup(asked.num_speculative_tokens, asked.prompt_lookup_max or 3)
+        sizes = asked.prompt_lookup_max or 3, asked.prompt_lookup_min or 1
+        return PromptLookup(asked.num_speculative_tokens, *sizes)
     assert folder is not None
     options = {name: getattr(target.neuron_config, name) for name in _AS_TARGET}
     options["tp_degree"] = asked.draft_tensor_parallel_size or 1

@@ -48,7 +48,16 @@ def test_no_more_than_are_wanted_or_allowed() -> None:
     assert proposed([1, 2, 7, 9, 2], max_ngram=1) == [7, 9, 2]
 
 
-@pytest.mark.parametrize("name", ["num_tokens", "max_ngram"])
+def test_shorter_matches_than_asked_for_are_none() -> None:
+    tokens = [1, 2, 3, 4, 5, 1, 2]
+    assert proposed(tokens, min_ngram=2) == [3, 4, 5]
+    assert proposed(tokens, min_ngram=3) == []
+    assert proposed([9, *tokens, 9, 1, 2], min_ngram=3) == [3, 4, 5]
+    with pytest.raises(ConfigError, match="min_ngram=4 is above max_ngram=3"):
+        PromptLookup(min_ngram=4)
+
+
+@pytest.mark.parametrize("name", ["num_tokens", "max_ngram", "min_ngram"])
 def test_numbers_below_one_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name}=0 proposes nothing"):
         PromptLookup(**{name: 0})
