@@ -93,8 +93,7 @@ _NO_OPS = {
         attn_block_tkg_nki_kernel_use_online_softmax
         attn_block_tkg_nki_kernel_disable_gpsimd_sb2sb attn_block_cte_nki_kernel_enabled
         moe_fused_nki_kernel_enabled eagle_rolling_buffer_kernel_enabled
-        shared_mlp_nki_kernel_enabled disable_argmax_kernel
-        use_index_calc_kernel
+        shared_mlp_nki_kernel_enabled disable_argmax_kernel use_index_calc_kernel
     """,
     "it tunes the Neuron compiler or runtime": """
         enable_cte_modular_flow layer_boundary_markers seq_len_threshold_for_cc_tiling

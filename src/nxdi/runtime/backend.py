@@ -39,7 +39,10 @@ class StepModule(Protocol):
 
     @property
     def composes(self) -> bool:
-        """Whether a step is embed, each layer in turn, last_hidden, head, feature_outputs."""
+        """Whether a step is embed, each layer in turn, last_hidden, head, feature_outputs.
+
+        Each of them is then compiled for activations as `embed` gives them.
+        """
         ...
 
     def embed(self, inputs: Mapping[str, Tensor]) -> Tensor: ...

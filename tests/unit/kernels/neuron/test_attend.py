@@ -21,12 +21,6 @@ from tolerances import ATTENTION_FP32
 PREFILL, DECODE = "nxdi_nki::attention_prefill", "nxdi_nki::attention_decode"
 
 
-@pytest.fixture
-def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the Neuron SDK were here, for the choice of kernels."""
-    monkeypatch.setattr("nxdi.kernels.neuron.op.missing_compiler", lambda: None)
-
-
 def call_of(num_queries: int = 12, mask: MaskPolicy | None = None, **changes: Any) -> AttendCall:
     values: dict[str, Any] = {
         "num_kv_heads": 2,

@@ -34,12 +34,6 @@ SCALED: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the Neuron SDK were here; operators compute what their references do."""
-    monkeypatch.setattr("nxdi.kernels.neuron.op.missing_compiler", lambda: None)
-
-
 class Step(nn.Module):
     """Attention of a step to its cache, in 16 bits as on a device."""
 

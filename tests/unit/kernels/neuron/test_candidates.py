@@ -10,7 +10,7 @@ import torch
 
 from nki_calls import normal
 from nxdi.errors import UnsupportedError
-from nxdi.kernels.neuron import candidates, op  # noqa: F401  registers the kernels
+from nxdi.kernels.neuron import candidates  # noqa: F401  registers the kernels
 from nxdi.kernels.registry import Choice, platform
 from nxdi.modules.moe.router import Router
 from nxdi.modules.moe.spec import MoESpec
@@ -18,12 +18,6 @@ from nxdi.modules.norm import RMSNorm, UnitOffsetRMSNorm
 from nxdi.modules.rope import InterleavedRotaryEmbedding, RotaryEmbedding, turn_heads
 from nxdi.modules.sampling import GreedySampler
 from tolerances import NKI
-
-
-@pytest.fixture
-def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the SDK were there; the operators compute what their references do."""
-    monkeypatch.setattr(op, "missing_compiler", lambda: None)
 
 
 def make_router(**options: Any) -> Router:

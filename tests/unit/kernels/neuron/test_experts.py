@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nxdi.errors import UnsupportedError
-from nxdi.kernels.neuron import candidates, op  # noqa: F401  registers the kernels
+from nxdi.kernels.neuron import candidates  # noqa: F401  registers the kernels
 from nxdi.kernels.registry import platform
 from nxdi.modules.moe.experts import Experts
 from nxdi.modules.moe.modulation import Early, Late
@@ -22,14 +22,10 @@ from nxdi.parallel_layers.sharding import ExpertLayout
 from tiny_modules import drawn, filled
 from tiny_moe import SPEC, SWIGLU, close, routing_of
 
+pytestmark = pytest.mark.usefixtures("compiler")
+
 OPTION = "expert_mlp_nki_kernel_enabled"
 CHOICES = {"one token": [[5, 0, 3]], "with nobody": [[7, -1, 6], [1, 2, 3]]}
-
-
-@pytest.fixture(autouse=True)
-def _compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the SDK were there; the operators compute what their references do."""
-    monkeypatch.setattr(op, "missing_compiler", lambda: None)
 
 
 def make_experts(spec: MoESpec = SPEC, ep_degree: int = 1, rank: int = 0) -> Experts:

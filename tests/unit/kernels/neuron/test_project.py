@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nxdi.config import kernel_options
 from nxdi.errors import UnsupportedError
-from nxdi.kernels.neuron import op, project  # noqa: F401  registers its kernels
+from nxdi.kernels.neuron import project  # noqa: F401  registers its kernels
 from nxdi.kernels.registry import Choice, named_layers, platform
 from nxdi.modules.attention.projections import OutputProjection, QKVProjection
 from nxdi.modules.kernel_weights import turn_weights
@@ -24,12 +24,6 @@ from tolerances import NKI
 SIZES = {"hidden_size": 128, "intermediate_size": 200}
 BF16 = torch.bfloat16
 Make = Callable[[Any], nn.Module]
-
-
-@pytest.fixture
-def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the SDK were there; the operators compute what their references do."""
-    monkeypatch.setattr(op, "missing_compiler", lambda: None)
 
 
 def make_mlp(config: Any, bias: bool = False) -> nn.Module:
